@@ -1,0 +1,180 @@
+"""The demo's picture: XZ slices of one stack side by side, a line through them, and the spectrum along Z.
+
+All slices share one intensity scale, so what looks brighter is brighter. It draws with matplotlib's file backend,
+needs no display, and knows nothing of files, microscopes or networks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ssai3d_rt.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ssai3d_rt.demo.report import Fidelity, StackFigures, Views
+
+Float = npt.NDArray[np.float32]
+
+INK = "#1c2530"
+COLOURS = {"raw": "#8a97a6", "base": "#3b8fc4", "restored": "#d2502d", "truth": INK}
+"""One colour per volume, told apart in grey print and by colour-blind eyes."""
+
+
+def draw(views: Views, figures: StackFigures, path: Path) -> None:
+    """Write the picture of one stack as PNG.
+
+    Parameters
+    ----------
+    views
+        The volumes.
+    figures
+        Their figures, for the titles.
+    path
+        The PNG to write.
+
+    Raises
+    ------
+    MissingPackageError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackageError("matplotlib", extra="train") from error
+
+    panels = _panels(views, figures)
+    row, column = best_slice(views)
+    low, high = _display_range(views, row)
+    figure = Figure(figsize=(3.3 * len(panels), 6.6), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        2, 1, height_ratios=(1.25, 1), hspace=0.22, left=0.055, right=0.985, top=0.855, bottom=0.085
+    )
+    slices = grid[0].subgridspec(1, len(panels), wspace=0.04)
+    charts = grid[1].subgridspec(1, 2, wspace=0.16)
+
+    figure.text(0.055, 0.965, "The same XZ slice, before and after", color=INK, fontsize=15, weight="bold", va="center")
+    figure.text(0.985, 0.965, views.name, color="#5b6775", fontsize=10, ha="right", va="center")
+    for place, (kind, title, note, volume) in enumerate(panels):
+        axes = figure.add_subplot(slices[place])
+        axes.imshow(volume[:, row], cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect="equal")
+        mark = "white" if kind == "truth" else COLOURS[kind]
+        for ends in ((0.0, 0.07), (0.93, 1.0)):  # at the borders only, so that the line hides nothing
+            axes.axvline(column, *ends, color=mark, lw=1.6)
+        axes.set_title(f"{title}\n", color=INK, fontsize=11, weight="bold", pad=4)
+        axes.text(0.5, 1.03, note, transform=axes.transAxes, ha="center", color="#5b6775", fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if place == 0:
+            axes.set_ylabel("Z (depth)", color=INK, fontsize=9)
+            axes.set_xlabel("X", color=INK, fontsize=9, labelpad=2)
+            _scale_bar(axes, views)
+    _profile(figure.add_subplot(charts[0]), panels, row, column, views.voxel_um)
+    _spectrum(figure.add_subplot(charts[1]), panels, views.voxel_um)
+    figure.savefig(path, metadata={"Software": "ssai3d-rt"})
+
+
+def best_slice(views: Views) -> tuple[int, int]:
+    """Pick the XZ slice with the most structure, and in it the column of the sharpest Z profile: indices (y, x).
+
+    It is picked in the truth, or in the raw stack where the truth is not known; never in what was restored. The borders
+    (a tenth on either side) are left out.
+    """
+    volume = views.raw if views.truth is None else views.truth
+    edge_y, edge_x = (size // 10 for size in volume.shape[1:])
+    contrast = volume.std(axis=(0, 2))
+    row = edge_y + int(np.argmax(contrast[edge_y : volume.shape[1] - edge_y]))
+    change = np.abs(np.diff(volume[:, row], axis=0)).sum(axis=0)
+    column = edge_x + int(np.argmax(change[edge_x : volume.shape[2] - edge_x]))
+    return row, column
+
+
+def _panels(views: Views, figures: StackFigures) -> list[tuple[str, str, str, Float]]:
+    """Kind, title, note and volume of each panel."""
+
+    def note(fidelity: Fidelity | None, axial_um: float | None) -> str:
+        parts = [] if axial_um is None else [f"axial {axial_um:.2f} µm"]
+        return ", ".join([*parts, *([f"PSNR {fidelity.psnr_db:.1f} dB"] if fidelity else [])])
+
+    panels = [
+        ("raw", "raw", note(figures.raw, figures.raw_axial_um), views.raw),
+        ("base", "base network, not tuned", note(figures.base, None), views.base),
+        ("restored", "restored", note(figures.restored, figures.restored_axial_um), views.restored),
+    ]
+    if views.truth is not None:
+        panels.append(("truth", "truth", "what the sample really is", views.truth))
+    return panels
+
+
+def _display_range(views: Views, row: int) -> tuple[float, float]:
+    """One grey scale for all panels: from the raw background to the brightest structures of the slice."""
+    brightest = views.restored if views.truth is None else views.truth
+    return float(np.percentile(views.raw, 1)), float(np.percentile(brightest[:, row], 99.7))
+
+
+def _scale_bar(axes: Any, views: Views) -> None:
+    """Draw a bar of a round length, about a fifth of the width."""
+    depth, _, width = views.raw.shape
+    length_um = _round_length(width * views.voxel_um / 5)
+    length_px = length_um / views.voxel_um
+    x, y = width * 0.05, depth * 0.93
+    axes.plot([x, x + length_px], [y, y], color="white", lw=3, solid_capstyle="butt")
+    axes.text(x + length_px / 2, y - depth * 0.025, f"{length_um:g} µm", color="white", fontsize=9, ha="center")
+
+
+def _round_length(length_um: float) -> float:
+    """Return the nearest of 1, 2, 5 times a power of ten."""
+    choices = [base * 10.0**power for power in range(-3, 5) for base in (1, 2, 5)]
+    return min(choices, key=lambda choice: abs(np.log(choice / length_um)))
+
+
+def _profile(axes: Any, panels: list[tuple[str, str, str, Float]], row: int, column: int, voxel_um: float) -> None:
+    """Draw intensity between the marks of the panels."""
+    for kind, title, _, volume in panels:
+        depth_um = np.arange(volume.shape[0]) * voxel_um
+        style = {"lw": 1.2, "ls": (0, (1, 1))} if kind == "truth" else {"lw": 1.0 if kind == "base" else 1.7}
+        axes.plot(depth_um, volume[:, row, column], color=COLOURS[kind], label=title, **style)
+    _dress(axes, "Z profile between the marks", "Z [µm]", "intensity")
+    axes.set_xlim(0, (panels[0][3].shape[0] - 1) * voxel_um)
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.99),
+        borderaxespad=0.2,
+        ncols=len(panels),
+        labelcolor=INK,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
+
+
+def _spectrum(axes: Any, panels: list[tuple[str, str, str, Float]], voxel_um: float) -> None:
+    """Draw the amplitude spectrum along Z, averaged over all lines."""
+    for kind, title, _, volume in panels:
+        window = np.hanning(volume.shape[0])[:, None, None]
+        centred = volume - volume.mean()
+        amplitude = np.abs(np.fft.rfft(centred * window, axis=0)).mean(axis=(1, 2))
+        frequency = np.fft.rfftfreq(volume.shape[0], voxel_um)
+        style = {"lw": 1.2, "ls": (0, (1, 1))} if kind == "truth" else {"lw": 1.0 if kind == "base" else 1.7}
+        axes.semilogy(frequency[1:], amplitude[1:] / amplitude[1], color=COLOURS[kind], label=title, **style)
+    _dress(
+        axes, "detail along Z: amplitude spectrum of all lines", "spatial frequency [1/µm]", "relative amplitude"
+    )
+    axes.set_xlim(0, 0.5 / voxel_um)
+    axes.set_ylim(1e-3, 1.5)
+
+
+def _dress(axes: Any, title: str, x_label: str, y_label: str) -> None:
+    axes.set_title(title, color=INK, fontsize=10, loc="left")
+    axes.set_xlabel(x_label, color=INK, fontsize=9)
+    axes.set_ylabel(y_label, color=INK, fontsize=9)
+    axes.tick_params(colors="#5b6775", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#c3cad2")
