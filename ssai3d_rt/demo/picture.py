@@ -164,9 +164,7 @@ def _spectrum(axes: Any, panels: list[tuple[str, str, str, Float]], voxel_um: fl
         frequency = np.fft.rfftfreq(volume.shape[0], voxel_um)
         style = {"lw": 1.2, "ls": (0, (1, 1))} if kind == "truth" else {"lw": 1.0 if kind == "base" else 1.7}
         axes.semilogy(frequency[1:], amplitude[1:] / amplitude[1], color=COLOURS[kind], label=title, **style)
-    _dress(
-        axes, "detail along Z: amplitude spectrum of all lines", "spatial frequency [1/µm]", "relative amplitude"
-    )
+    _dress(axes, "detail along Z: amplitude spectrum of all lines", "spatial frequency [1/µm]", "relative amplitude")
     axes.set_xlim(0, 0.5 / voxel_um)
     axes.set_ylim(1e-3, 1.5)
 

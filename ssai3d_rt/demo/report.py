@@ -10,12 +10,13 @@ restored volume is the published file, read back. Axial and lateral resolution c
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ssai3d_rt.errors import InputError
 from ssai3d_rt.imaging.metrics import fourier_resolution_um, psnr, ssim
 
 if TYPE_CHECKING:
@@ -144,6 +145,16 @@ class DemoResult:
             "out": str(self.out),
         }
 
+    def record(self) -> dict[str, Any]:
+        """Return the summary and the figures of every stack."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: plain(each) for name, each in value.items()}
+            return _json(value) if isinstance(value, float) else value
+
+        return {**self.summary(), "stacks": [plain(asdict(stack)) for stack in self.stacks]}
+
     def table(self) -> Table:
         """Return one row per stack and their mean, for a terminal."""
         from rich.table import Table
@@ -169,7 +180,8 @@ class DemoResult:
 
     @staticmethod
     def _cells(stack: StackFigures, *, known: bool) -> list[str]:
-        cells = [stack.name, f"{stack.raw_axial_um:.2f} -> {stack.restored_axial_um:.2f}", f"{stack.lateral_um:.2f}"]
+        axial = f"{_text(stack.raw_axial_um)} -> {_text(stack.restored_axial_um)}"
+        cells = [stack.name, axial, _text(stack.lateral_um)]
         if known:
             steps = [fidelity for fidelity in (stack.raw, stack.base, stack.restored) if fidelity]
             cells += [
@@ -198,14 +210,22 @@ def measure(views: Views, seconds: float) -> StackFigures:
 
     return StackFigures(
         name=views.name,
-        lateral_um=fourier_resolution_um(views.raw, voxel_um, axis=2),
-        raw_axial_um=fourier_resolution_um(views.raw, voxel_um, axis=0),
-        restored_axial_um=fourier_resolution_um(views.restored, voxel_um, axis=0),
+        lateral_um=_resolution_um(views.raw, voxel_um, axis=2),
+        raw_axial_um=_resolution_um(views.raw, voxel_um, axis=0),
+        restored_axial_um=_resolution_um(views.restored, voxel_um, axis=0),
         seconds=seconds,
         raw=fidelity(views.raw),
         base=fidelity(views.base),
         restored=fidelity(views.restored),
     )
+
+
+def _resolution_um(volume: Float, voxel_um: tuple[float, float, float], axis: int) -> float:
+    """Fourier resolution; NaN, shown as "n/a", where a volume has no structure to measure."""
+    try:
+        return fourier_resolution_um(volume, voxel_um, axis)
+    except InputError:
+        return math.nan
 
 
 def _mean(stacks: Sequence[StackFigures]) -> StackFigures:
@@ -232,6 +252,11 @@ def _mean(stacks: Sequence[StackFigures]) -> StackFigures:
         base=fidelity(lambda stack: stack.base),
         restored=fidelity(lambda stack: stack.restored),
     )
+
+
+def _text(value: float) -> str:
+    """Two digits, or "n/a"."""
+    return f"{value:.2f}" if math.isfinite(value) else "n/a"
 
 
 def _json(value: float) -> float | None:

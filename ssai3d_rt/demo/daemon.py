@@ -1,0 +1,104 @@
+"""`RunningWatch`: ``ssai3d-rt watch`` as a rig runs it, in a process of its own.
+
+The demo starts the same command that a user would start, waits for what it publishes and asks it to stop the way a
+service manager does. It knows of the daemon only its command line, its log and its output folder.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import IO, TYPE_CHECKING
+
+from ssai3d_rt.errors import IncompleteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from types import TracebackType
+
+STOP_S = 30.0
+"""How long the daemon may take to finish what it holds after it was asked to stop."""
+
+POLL_S = 0.1
+
+
+class RunningWatch:
+    """A running ``ssai3d-rt watch``; use it as a context.
+
+    Parameters
+    ----------
+    folder, out, bundle
+        As for ``ssai3d-rt watch``.
+    log
+        File that receives all that the daemon prints.
+    options
+        More options of the command line.
+    """
+
+    def __init__(self, folder: Path, out: Path, bundle: Path, log: Path, options: Iterable[str] = ()) -> None:
+        self.arguments = ["watch", str(folder), "-o", str(out), "--bundle", str(bundle), *options]
+        self._out = out
+        self._log = log
+        self._stream: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def command_line(self) -> str:
+        """The command as a user types it."""
+        return " ".join(["ssai3d-rt", *self.arguments])
+
+    def __enter__(self) -> RunningWatch:
+        self._stream = self._log.open("wb")
+        # A group of its own, so that Ctrl-C in the terminal reaches the demo alone, which then stops the daemon.
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP if sys.platform == "win32" else 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ssai3d_rt.cli", *self.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            creationflags=flags,
+            start_new_session=sys.platform != "win32",
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._stream is not None:
+            self._stream.close()
+
+    def wait_for(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
+        """Wait until ``ready()``.
+
+        Raises
+        ------
+        IncompleteError
+            The daemon ended before, or the time is up; the message holds the last line of its log.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            code = self._process.poll() if self._process is not None else None
+            if code is not None:
+                raise IncompleteError(f"watch ended with exit code {code} before {what}; {self._last_words()}")
+            if time.monotonic() > deadline:
+                raise IncompleteError(f"watch did not get to {what} within {timeout_s:.0f} s; {self._last_words()}")
+            time.sleep(POLL_S)
+
+    def _last_words(self) -> str:
+        """Quote the last line of the log, and say where to read the rest."""
+        lines = self._log.read_text("utf-8", errors="replace").split("\n") if self._log.exists() else []
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f'its last line: "{last}"; see {self._log}' if last else f"it printed nothing; see {self._log}"
