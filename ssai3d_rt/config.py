@@ -1,0 +1,78 @@
+"""Settings that come from a file, a command line or code: frozen, typed, and intolerant of unknown keys.
+
+`Settings` is the base of every settings class here. A wrong key or value becomes one `ConfigError` line that names the file
+and the nearest valid key.
+
+>>> class Camera(Settings):
+...     exposure_ms: float = 10.0
+>>> Camera.of({"exposure": 5})
+Traceback (most recent call last):
+ssai3d_rt.errors.ConfigError: settings: unknown key "exposure"; did you mean "exposure_ms"?
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self
+
+from ssai3d_rt.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], *, where: str | Path = "settings") -> Self:
+        """Make settings from a mapping.
+
+        Parameters
+        ----------
+        values
+            Keys and values, as read from a file or a command line.
+        where
+            What to name in an error: a file, or the place the values came from.
+
+        Raises
+        ------
+        ConfigError
+            An unknown key (the nearest valid one is named) or a value of the wrong type or range.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(str(first["loc"][-1]), list(cls.model_fields), n=1, cutoff=0.4)
+                hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(cls.model_fields)}"
+                raise ConfigError(f'{where}: unknown key "{key}"; {hint}') from None
+            raise ConfigError(f"{where}: {key}: {first['msg']} (got {first['input']!r})") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        The file is absent or not TOML; the message gives the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None

@@ -1,0 +1,340 @@
+"""Pre-train a base network on synthetic images, from a seed to a shipped file in one command.
+
+No download is possible on a rig, so the base network is made here: sharp images from `deadleaves` are degraded the way a
+microscope degrades an axial slice (a directional Gaussian low-pass, planes further apart than pixels, photon and read
+noise, cubic interpolation back), and a NAFNet learns to undo it. Rows are the blurred axis (Z), as in every axial slice of
+this project. It does not know about microscopes' files or fine-tuning.
+
+The learning rate is constant and falls to zero over the last `decay` share of the run, so a run can be prolonged or cut
+short from its checkpoint without starting again; the result depends only on the settings.
+
+>>> PretrainSettings(iterations=20_000).batch
+8
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssai3d_rt.config import Settings
+from ssai3d_rt.errors import ConfigError
+from ssai3d_rt.imaging.axial import interpolation_matrix
+from ssai3d_rt.network.deadleaves import F32, sharp_image
+from ssai3d_rt.network.nafnet import NAFNet, NAFNetShape
+from ssai3d_rt.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+class PretrainSettings(Settings):
+    """How a base network is made; every figure of the recipe that a person may change.
+
+    Parameters
+    ----------
+    width, enc, middle, dec
+        Shape of the network.
+    iterations, batch, crop
+        Length of the run, images per step and their side in px.
+    lr, decay
+        Peak learning rate of AdamW, and the share of the run over which it falls to zero.
+    images, side
+        Number of sharp images in the pool and their side in px.
+    seed
+        Fixes images, order, degradation and initial weights.
+    bfloat16, compiled
+        Whether the network runs in bfloat16 where it may, and through `torch.compile` (both save time on a CPU too).
+    checkpoint_every
+        Iterations between checkpoints.
+    """
+
+    width: int = 16
+    enc: tuple[int, ...] = (1, 1, 1, 8)
+    middle: int = 1
+    dec: tuple[int, ...] = (1, 1, 1, 1)
+    iterations: int = 20_000
+    batch: int = 8
+    crop: int = 96
+    lr: float = 1e-3
+    decay: float = 0.3
+    images: int = 6_000
+    side: int = 256
+    seed: int = 0
+    bfloat16: bool = True
+    compiled: bool = True
+    checkpoint_every: int = 500
+
+    @property
+    def shape(self) -> NAFNetShape:
+        """The network's hyperparameters."""
+        return NAFNetShape(self.width, self.enc, self.middle, self.dec)
+
+    def lr_at(self, iteration: int) -> float:
+        """Learning rate of one step: a short warm-up, constant, then a fall to zero along a cosine."""
+        start = self.iterations * (1 - self.decay)
+        if iteration < start:
+            return self.lr * min(1.0, (iteration + 1) / 200)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (iteration - start) / (self.iterations - start)))
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """One random way in which a sharp slice becomes an axial slice.
+
+    Parameters
+    ----------
+    along_px, across_px
+        Gaussian std along and across the blurred direction, in px.
+    angle_rad
+        Direction of the blur, away from Z (rows).
+    step
+        Distance between acquired planes in px, at least 1; `phase` in [0, 1) is the first plane's place.
+    photons
+        Photons per voxel at intensity 1, infinite for no noise; `read` is the read noise's std at intensity 1.
+    """
+
+    along_px: float
+    across_px: float
+    angle_rad: float
+    step: float
+    phase: float
+    photons: float
+    read: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Degradation:
+        """Draw from the ranges that the base network is made for."""
+        along = rng.uniform(0.5, 8.0) if rng.random() < 0.5 else rng.uniform(2.0, 5.5)
+        angle = rng.uniform(-45, 45) if rng.random() < 0.35 else rng.normal(0, 4)
+        coarse = rng.random() < 0.55 and along > 1.0
+        noisy = rng.random() < 0.75
+        return cls(
+            along_px=along,
+            across_px=rng.uniform(0, 0.8) if rng.random() < 0.8 else rng.uniform(0.8, 1.6),
+            angle_rad=math.radians(angle),
+            step=rng.uniform(1.0, min(7.0, 1.0 + 1.4 * along)) if coarse else 1.0,
+            phase=rng.random(),
+            photons=float(10 ** rng.uniform(1.5, 4.0)) if noisy else math.inf,
+            read=float(10 ** rng.uniform(-3.0, -1.6)) if noisy else 0.0,
+        )
+
+
+def degrade(sharp: torch.Tensor, ways: list[Degradation], seed: int) -> torch.Tensor:
+    """Turn sharp slices into axial slices: blur, take planes, add noise, interpolate back.
+
+    Parameters
+    ----------
+    sharp
+        ``(N, H, W)`` float32 in [0, 1]; rows are Z. The blur wraps around, so a margin of about 3 x 8 px is lost.
+    ways
+        One `Degradation` per image.
+    seed
+        Fixes the noise.
+
+    Returns
+    -------
+    ``(N, H, W)`` float32, same scale.
+    """
+    import torch
+
+    n, h, w = sharp.shape
+    device = sharp.device
+    fy = torch.fft.fftfreq(h, device=device)[None, :, None]
+    fx = torch.fft.rfftfreq(w, device=device)[None, None]
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+
+    cos, sin = column([math.cos(d.angle_rad) for d in ways]), column([math.sin(d.angle_rad) for d in ways])
+    u, v = fy * cos + fx * sin, fx * cos - fy * sin
+    along, across = column([d.along_px for d in ways]), column([d.across_px for d in ways])
+    otf = torch.exp(-2 * math.pi**2 * ((along * u) ** 2 + (across * v) ** 2))
+    blurred = torch.fft.irfft2(torch.fft.rfft2(sharp) * otf, s=(h, w))
+    generator = torch.Generator().manual_seed(seed)
+    out = torch.empty_like(blurred)
+    for i, way in enumerate(ways):
+        planes = blurred[i]
+        first = way.phase * (way.step - 1)
+        count = int((h - 1 - first) / way.step) + 1
+        if way.step > 1:
+            at = first + way.step * np.arange(count)
+            below = np.floor(at).astype(int)
+            part = torch.tensor(at - below, dtype=torch.float32, device=device)[:, None]
+            above = np.minimum(below + 1, h - 1)
+            planes = planes[below] * (1 - part) + planes[above] * part
+        if math.isfinite(way.photons):
+            lit = planes.clamp_min(0).cpu() * way.photons
+            lit = torch.poisson(lit, generator=generator) / way.photons
+            planes = (lit + way.read * torch.randn(lit.shape, generator=generator)).to(device)
+        if way.step > 1:
+            up = torch.from_numpy(interpolation_matrix(count, way.step)).to(device)
+            planes = torch.nn.functional.pad(
+                (up @ planes)[None, None], (0, 0, round(first), max(h - round(first) - len(up), 0)), mode="replicate"
+            )[0, 0, :h]
+        out[i] = planes
+    return out
+
+
+def pairs(settings: PretrainSettings, pool: list[F32], iteration: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make one batch of (degraded, sharp) crops, each ``(N, 1, crop, crop)`` float32; the same for the same iteration."""
+    import torch
+
+    rng = np.random.default_rng([settings.seed, 77, iteration])
+    margin = 24
+    reach = min(settings.crop + 2 * margin, settings.side)
+    crops, ways = [], []
+    while len(crops) < settings.batch:
+        image = pool[rng.integers(len(pool))]
+        y, x = rng.integers(0, settings.side - reach + 1, 2)
+        crop = np.rot90(image[y : y + reach, x : x + reach], rng.integers(4))
+        crop = crop[::-1] if rng.random() < 0.5 else crop
+        if crop[margin:-margin, margin:-margin].std() < 0.01 and rng.random() < 0.95:
+            continue  # nothing to learn from an empty field; a few stay in
+        crops.append(np.ascontiguousarray(crop, np.float32))
+        ways.append(Degradation.draw(rng))
+    sharp = torch.from_numpy(np.stack(crops)).to(device)
+    blurred = degrade(sharp, ways, seed=int(rng.integers(2**62)))
+    # A stack is normalised by its own percentiles, so its brightest restored voxels lie above 1: do the same here.
+    flat = blurred.flatten(1)
+    low = torch.quantile(flat, 0.01, dim=1)
+    high = torch.quantile(flat, 0.999, dim=1)
+    room = torch.tensor(rng.uniform(0.9, 2.0, settings.batch), dtype=torch.float32, device=device)
+    shift = torch.tensor(rng.uniform(-0.02, 0.1, settings.batch), dtype=torch.float32, device=device)
+    scale = ((high - low) * room).clamp_min(0.02)[:, None, None]
+    offset = (low[:, None, None] / scale) - shift[:, None, None]
+    inner = slice(margin, margin + settings.crop)
+    return (blurred / scale - offset)[:, None, inner, inner], (sharp / scale - offset)[:, None, inner, inner]
+
+
+def image_stream(settings: PretrainSettings, workers: int) -> Iterator[F32]:
+    """Yield the pool's images in order, drawn by `workers` processes ahead of use."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as executor:
+        seeds = (settings.seed * 1_000_003 + i for i in range(settings.images))
+        yield from executor.map(_draw, ((s, settings.side) for s in seeds), chunksize=8)
+
+
+def _draw(job: tuple[int, int]) -> F32:
+    return sharp_image(job[0], job[1]).astype(np.float16).astype(np.float32)
+
+
+def pretrain(
+    settings: PretrainSettings, out: Path, *, device: str = "cpu", workers: int = 1, progress: Progress = silent
+) -> Path:
+    """Train a base network; continues from the checkpoint in `out` if there is one.
+
+    Parameters
+    ----------
+    settings
+        The recipe.
+    out
+        Folder for ``checkpoint.pt``, ``log.jsonl`` and at the end ``base.safetensors`` and ``base.json``.
+    device
+        A torch device: ``cpu`` or ``cuda``.
+    workers
+        Processes that draw images.
+    progress
+        Called after each step.
+
+    Returns
+    -------
+    Path of the safetensors file (weights rounded to half precision, so that a typed FP16 export holds the same numbers).
+
+    Raises
+    ------
+    ConfigError
+        The checkpoint in `out` was made with other settings.
+    """
+    import torch
+
+    from ssai3d_rt.network.weights import save_state
+
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    network = NAFNet(settings.shape).to(device)
+    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    run = torch.compile(network) if settings.compiled else network
+    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=(0.9, 0.9), weight_decay=0.0)
+    first, spent_s = 0, 0.0
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        free = {"iterations", "decay", "checkpoint_every"}
+        mine = settings.model_dump(mode="json", exclude=free)
+        if json.loads(saved["settings"]) != mine:
+            raise ConfigError(f"{checkpoint} was made with other settings; choose another folder or delete it")
+        network.load_state_dict(saved["network"])
+        average = saved["average"]
+        optimiser.load_state_dict(saved["optimiser"])
+        first, spent_s = saved["iteration"], saved["seconds"]
+    images = image_stream(settings, workers)
+    pool: list[F32] = []
+    started, losses = time.monotonic(), []
+    with (out / "log.jsonl").open("a") as record:
+        for iteration in range(first, settings.iterations):
+            # The pool grows at a fixed pace while training goes on, so that its content depends on the iteration alone.
+            while len(pool) < min(settings.images, 200 + iteration):
+                pool.append(next(images))
+            for group in optimiser.param_groups:
+                group["lr"] = settings.lr_at(iteration)
+            degraded, sharp = pairs(settings, pool, iteration, device)
+            with torch.autocast(device_type=device, dtype=torch.bfloat16, enabled=settings.bfloat16):
+                restored = run(degraded)
+            error = (restored.float() - sharp).square().mean((1, 2, 3))
+            loss = torch.log(error + 1e-4).mean() * (10 / math.log(10))  # PSNR loss, in dB
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+            keep = min(0.999, (iteration + 1) / (iteration + 10))
+            with torch.no_grad():
+                for key, value in network.state_dict().items():
+                    average[key].lerp_(value, 1 - keep)
+            gain = 10 * torch.log10((degraded - sharp).square().mean((1, 2, 3)) / error).mean()
+            losses.append((loss.item(), gain.item()))
+            progress(f"pretrain, loss {loss.item():.2f} dB", iteration + 1, settings.iterations)
+            if (iteration + 1) % settings.checkpoint_every == 0 or iteration + 1 == settings.iterations:
+                seconds = spent_s + time.monotonic() - started
+                torch.save(
+                    {
+                        "settings": json.dumps(settings.model_dump(mode="json", exclude={"iterations", "decay", "checkpoint_every"})),
+                        "network": network.state_dict(),
+                        "average": average,
+                        "optimiser": optimiser.state_dict(),
+                        "iteration": iteration + 1,
+                        "seconds": seconds,
+                    },
+                    partial := checkpoint.with_suffix(".partial"),
+                )
+                os.replace(partial, checkpoint)
+                mean_loss, mean_gain = np.mean(losses, 0).tolist()
+                losses.clear()
+                entry = {"iteration": iteration + 1, "loss_db": mean_loss, "gain_db": mean_gain, "seconds": seconds}
+                record.write(json.dumps(entry) + "\n")
+                record.flush()
+    images.close()  # type: ignore[attr-defined]
+    state = {k: v.cpu().half().float().numpy() for k, v in average.items()}
+    info: dict[str, Any] = {
+        "trained_by": "ssai3d-rt weights pretrain",
+        "settings": settings.model_dump(mode="json"),
+        "train_px": settings.crop,
+        "device": device,
+        "seconds": round(spent_s + time.monotonic() - started),
+        "torch": torch.__version__,
+        "log": [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()],
+    }
+    return save_state(state, out / "base.safetensors", info)
