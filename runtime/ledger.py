@@ -1,0 +1,350 @@
+"""The ledger: the durable record of what was seen, done and published, in one SQLite file on a local disk.
+
+One row per (path, bundle, parameters). Every change is committed with `synchronous=FULL` before the daemon acts on it,
+so what the ledger says survives a power cut. It moves a row only along these lines and refuses all others:
+
+```
+ seen ─> waiting <──────────────┬────────────────┐
+  │         │                   │ (changed)      │
+  ├─────────┴─> ready ─> running ─> publishing ─> done
+  ├─> skipped      ^────────┴ retry, restart  │
+  └─> gone         └──────────────────────────┘ (result lost)
+ failed: from any state but done; back to waiting when the file changes, to ready when asked to try again
+```
+
+`Publishing` is written, with the result's name and hash, before the result gets its name: after a crash in between, the
+ledger knows whether the file under that name is its own. The ledger does not look at files; the daemon does.
+
+>>> import tempfile
+>>> from ssai3d_rt.runtime.source import Identity
+>>> with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite", Job("b" * 64, "{}")) as ledger:
+...     stack = ledger.see(Path("/raw/a.tif"), Identity(1, 2, 300, 4))
+...     stack = ledger.move(stack, State.READY)
+...     ledger.counts()
+{'ready': 1}
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssai3d_rt.errors import StorageError
+from ssai3d_rt.imaging.openfile import shown
+from ssai3d_rt.runtime.lock import FileLock
+from ssai3d_rt.runtime.source import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS stacks (
+    id INTEGER PRIMARY KEY,
+    path BLOB NOT NULL, shown TEXT NOT NULL, bundle TEXT NOT NULL, parameters TEXT NOT NULL,
+    state TEXT NOT NULL, fault TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
+    attempts INTEGER NOT NULL DEFAULT 0,
+    device INTEGER NOT NULL, inode BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    content TEXT NOT NULL DEFAULT '', nudge TEXT NOT NULL DEFAULT '',
+    result BLOB NOT NULL DEFAULT x'', result_sha256 TEXT NOT NULL DEFAULT '', result_size INTEGER NOT NULL DEFAULT 0,
+    seconds REAL NOT NULL DEFAULT 0, seen_at REAL NOT NULL, updated_at REAL NOT NULL,
+    UNIQUE (path, bundle, parameters)
+);
+CREATE INDEX IF NOT EXISTS by_content ON stacks (content, bundle, parameters) WHERE content != '';
+CREATE INDEX IF NOT EXISTS by_state ON stacks (state, updated_at);
+"""
+
+
+class State(str, Enum):
+    """Where a stack's file is on its way."""
+
+    SEEN = "seen"
+    WAITING = "waiting"
+    """Not complete yet, or complete and not quiet yet."""
+    READY = "ready"
+    RUNNING = "running"
+    PUBLISHING = "publishing"
+    """The result is whole and checked, and is about to get its name."""
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """Left alone on purpose, with a reason."""
+    GONE = "gone"
+    """Vanished before it was done."""
+
+
+class Fault(str, Enum):
+    """Kind of a failure: what makes it worth another look."""
+
+    NONE = ""
+    INCOMPLETE = "incomplete"
+    INPUT = "input"
+    WORKER = "worker"
+
+
+LEGAL: dict[State, frozenset[State]] = {
+    State.SEEN: frozenset({State.WAITING, State.READY, State.FAILED, State.SKIPPED, State.GONE}),
+    State.WAITING: frozenset({State.READY, State.FAILED, State.SKIPPED, State.GONE}),
+    State.READY: frozenset({State.RUNNING, State.WAITING, State.DONE, State.FAILED, State.GONE}),
+    State.RUNNING: frozenset({State.PUBLISHING, State.READY, State.WAITING, State.DONE, State.FAILED, State.GONE}),
+    State.PUBLISHING: frozenset({State.DONE, State.READY, State.FAILED}),
+    State.DONE: frozenset({State.WAITING, State.READY}),
+    State.FAILED: frozenset({State.WAITING, State.READY, State.GONE}),
+    State.SKIPPED: frozenset({State.WAITING, State.GONE}),
+    State.GONE: frozenset({State.WAITING}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is made of every stack: with another bundle or other parameters, another result is due."""
+
+    bundle: str
+    parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row: a snapshot. `content` is the SHA-256 of what was read; `nudge` the last submission taken into account."""
+
+    id: int
+    path: Path
+    state: State
+    identity: Identity
+    fault: Fault = Fault.NONE
+    reason: str = ""
+    attempts: int = 0
+    content: str = ""
+    nudge: str = ""
+    result: Path | None = None
+    result_sha256: str = ""
+    result_size: int = 0
+    seconds: float = 0.0
+    updated_at: float = field(default=0.0, compare=False)
+
+
+_MUTABLE = ("fault", "reason", "attempts", "content", "nudge", "result_sha256", "result_size", "seconds")
+
+
+class Ledger:
+    """An open ledger; one daemon at a time.
+
+    Parameters
+    ----------
+    path
+        The SQLite file, made where absent, on a local disk.
+    job
+        Bundle and parameters: rows of other jobs are left alone.
+
+    Raises
+    ------
+    StorageError
+        Another daemon holds it, it is of another schema version, or it cannot be opened or written.
+    """
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self.path, self.job = path, job
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot make the folder of the ledger {shown(path)}: {error.strerror or error}"
+            ) from error
+        self._lock = FileLock(path.with_name(path.name + ".lock"))
+        try:
+            self._database = _connect(path)
+            self._prepare()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let the next daemon have it."""
+        self._database.close()
+        self._lock.release()
+
+    def _prepare(self) -> None:
+        try:
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            problem = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if problem != "ok":
+                raise sqlite3.DatabaseError(problem)
+            self._database.executescript(_SCHEMA)
+            row = self._database.execute("SELECT value FROM meta WHERE key='schema'").fetchone()
+            if row is None:
+                self._database.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+        except sqlite3.Error as error:
+            self._database.close()
+            advice = "move it away, results on disk stay as they are"
+            raise StorageError(f"the ledger {shown(self.path)} cannot be used ({error}); {advice}") from error
+        if row is not None and row[0] != str(SCHEMA_VERSION):
+            self._database.close()
+            raise StorageError(
+                f"the ledger {shown(self.path)} has schema version {row[0]}, this ssai3d-rt writes {SCHEMA_VERSION}; "
+                "use the version that made it, or move it away"
+            )
+
+    def _commit(self, sql: str, values: tuple[Any, ...]) -> int:
+        try:
+            return self._database.execute(sql, values).lastrowid or 0
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"the ledger {shown(self.path)} could not be written: {error}; is its disk full?"
+            ) from error
+
+    def see(self, path: Path, identity: Identity) -> Entry:
+        """Enter a file that was not known, in state ``seen``."""
+        now = time.time()
+        columns = "path, shown, bundle, parameters, state, device, inode, size, mtime_ns, seen_at, updated_at"
+        row = self._commit(
+            f"INSERT INTO stacks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(os.fsencode(path), shown(path), self.job.bundle, self.job.parameters, State.SEEN.value),
+                *(*_columns(identity), now, now),
+            ),
+        )
+        return Entry(row, path, State.SEEN, identity, updated_at=now)
+
+    def move(self, entry: Entry, state: State, *, identity: Identity | None = None, **changes: Any) -> Entry:
+        """Move a row to another state, durably, and return its new snapshot.
+
+        Parameters
+        ----------
+        entry
+            The current snapshot.
+        state
+            The next state, or the same one (to change other fields only).
+        identity
+            The file's new identity, where it changed.
+        **changes
+            `fault`, `reason`, `attempts`, `content`, `nudge`, `result`, `result_sha256`, `result_size`, `seconds`;
+            `fault` and `reason` are cleared unless given.
+
+        Raises
+        ------
+        ValueError
+            No such transition.
+        StorageError
+            It could not be committed; the row is as it was.
+        """
+        if state is not entry.state and state not in LEGAL[entry.state]:
+            raise ValueError(f"{shown(entry.path)}: no way from {entry.state.value} to {state.value}")
+        merged = {"fault": Fault.NONE, "reason": ""} | changes
+        new = replace(entry, state=state, identity=identity or entry.identity, updated_at=time.time(), **merged)
+        fields = ", ".join(f"{name}=?" for name in _MUTABLE)
+        values = (getattr(new, name) for name in _MUTABLE)
+        self._commit(
+            "UPDATE stacks SET state=?, device=?, inode=?, size=?, mtime_ns=?, result=?, updated_at=?, "
+            f"{fields} WHERE id=?",
+            (
+                new.state.value,
+                *_columns(new.identity),
+                os.fsencode(new.result) if new.result else b"",
+                new.updated_at,
+                *(value.value if isinstance(value, Enum) else value for value in values),
+                new.id,
+            ),
+        )
+        return new
+
+    def entries(self) -> Iterator[Entry]:
+        """Every row of this job, in the order in which the files were seen."""
+        return self._select("ORDER BY id")
+
+    def with_content(self, content: str) -> list[Entry]:
+        """Rows of this job whose file held the same bytes."""
+        return list(self._select("AND content=? ORDER BY id", content))
+
+    def claims(self, result: Path) -> bool:
+        """Whether any row, of whatever job, names this result."""
+        sql = "SELECT 1 FROM stacks WHERE result=? LIMIT 1"
+        return self._database.execute(sql, (os.fsencode(result),)).fetchone() is not None
+
+    def counts(self) -> dict[str, int]:
+        """Rows of this job by state; states without a row are left out."""
+        return counts(self._database, self.job)
+
+    def resume(self) -> list[Entry]:
+        """Put what an ended daemon left running back to ready; return the rows left in ``publishing``.
+
+        An attempt that ended with the daemon is not the stack's fault and does not count.
+        """
+        for entry in list(self._select("AND state='running'")):
+            reason = "the daemon ended while it ran"
+            self.move(entry, State.READY, attempts=max(0, entry.attempts - 1), reason=reason)
+        return list(self._select("AND state='publishing' ORDER BY id"))
+
+    def _select(self, where: str, *values: Any) -> Iterator[Entry]:
+        sql = f"SELECT * FROM stacks WHERE bundle=? AND parameters=? {where}"
+        for row in self._database.execute(sql, (self.job.bundle, self.job.parameters, *values)).fetchall():
+            yield entry_of(row)
+
+
+def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    try:
+        mode = "ro" if read_only else "rwc"
+        database = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10
+        )
+    except sqlite3.Error as error:
+        raise StorageError(f"the ledger {shown(path)} cannot be opened: {error}") from error
+    database.row_factory = sqlite3.Row
+    return database
+
+
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """Open a ledger beside a running daemon, to look at it only.
+
+    Raises
+    ------
+    StorageError
+        It cannot be opened.
+    """
+    return _connect(path, read_only=True)
+
+
+def counts(database: sqlite3.Connection, job: Job | None = None) -> dict[str, int]:
+    """Rows by state, of one job or of all."""
+    sql = "SELECT state, COUNT(*) FROM stacks {} GROUP BY state"
+    rows = (
+        database.execute(sql.format("WHERE bundle=? AND parameters=?"), (job.bundle, job.parameters))
+        if job
+        else database.execute(sql.format(""))
+    )
+    found = dict(tuple(row) for row in rows)
+    return {state.value: found[state.value] for state in State if state.value in found}
+
+
+def entry_of(row: sqlite3.Row) -> Entry:
+    """Turn a database row into a snapshot."""
+    return Entry(
+        id=row["id"],
+        path=Path(os.fsdecode(row["path"])),
+        state=State(row["state"]),
+        identity=Identity(row["device"], int(row["inode"]), row["size"], row["mtime_ns"]),
+        result=Path(os.fsdecode(row["result"])) if row["result"] else None,
+        updated_at=row["updated_at"],
+        **{name: row[name] for name in _MUTABLE if name != "fault"},
+        fault=Fault(row["fault"]),
+    )
+
+
+def _columns(identity: Identity) -> tuple[int, str, int, int]:
+    # An inode of ReFS or NTFS can be wider than SQLite's integers.
+    return identity.device, str(identity.inode), identity.size, identity.mtime_ns
