@@ -1,5 +1,16 @@
 """Images: the stack, reading and writing it, and the geometry of restoring it."""
 
+from ssai3d_rt.imaging.limits import limits, require_restorable
+from ssai3d_rt.imaging.read import Acquisition, StackKey, open_acquisition, read_stack, read_stacks
 from ssai3d_rt.imaging.stack import Stack
 
-__all__ = ["Stack"]
+__all__ = [
+    "Acquisition",
+    "Stack",
+    "StackKey",
+    "limits",
+    "open_acquisition",
+    "read_stack",
+    "read_stacks",
+    "require_restorable",
+]
