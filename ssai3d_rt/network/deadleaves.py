@@ -53,7 +53,9 @@ def texture(rng: Rng, side: int) -> F32:
     if kind == 1:
         return 0.5 + smooth_noise(rng, side, rng.uniform(1.5, 5))
     if kind == 2:
-        return 0.4 + 0.6 * smooth_noise(rng, side, rng.uniform(2, 6)) + 0.6 * smooth_noise(rng, side, rng.uniform(8, 40))
+        return (
+            0.4 + 0.6 * smooth_noise(rng, side, rng.uniform(2, 6)) + 0.6 * smooth_noise(rng, side, rng.uniform(8, 40))
+        )
     return 0.6 + 0.8 * smooth_noise(rng, side, rng.uniform(30, 90))
 
 
@@ -78,7 +80,11 @@ def leaf_distance(rng: Rng, radius: float, dy: F64, dx: F64) -> F64:
         return np.where(k < 1e-6, -short, k * (k - 1) / np.maximum(slope, 1e-9))
     if kind == 2:
         corners = int(rng.integers(3, 8))
-        turns = np.sort(rng.uniform(0, 2 * np.pi, corners)) if rng.random() < 0.5 else np.arange(corners) * 2 * np.pi / corners
+        turns = (
+            np.sort(rng.uniform(0, 2 * np.pi, corners))
+            if rng.random() < 0.5
+            else np.arange(corners) * 2 * np.pi / corners
+        )
         d = np.full(dx.shape, -1e9)
         for t in turns:
             d = np.maximum(d, u * np.cos(t) + v * np.sin(t) - radius * 0.8)

@@ -22,7 +22,6 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +29,8 @@ import numpy as np
 
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import ConfigError
-from ssai3d_rt.imaging.axial import interpolation_matrix
 from ssai3d_rt.network.deadleaves import F32, sharp_image
+from ssai3d_rt.network.degrade import Degradation, degrade
 from ssai3d_rt.network.nafnet import NAFNet, NAFNetShape
 from ssai3d_rt.progress import Progress, silent
 
@@ -91,105 +90,26 @@ class PretrainSettings(Settings):
         return self.lr * 0.5 * (1 + math.cos(math.pi * (iteration - start) / (self.iterations - start)))
 
 
-@dataclass(frozen=True, slots=True)
-class Degradation:
-    """One random way in which a sharp slice becomes an axial slice.
-
-    Parameters
-    ----------
-    along_px, across_px
-        Gaussian std along and across the blurred direction, in px.
-    angle_rad
-        Direction of the blur, away from Z (rows).
-    step
-        Distance between acquired planes in px, at least 1; `phase` in [0, 1) is the first plane's place.
-    photons
-        Photons per voxel at intensity 1, infinite for no noise; `read` is the read noise's std at intensity 1.
-    """
-
-    along_px: float
-    across_px: float
-    angle_rad: float
-    step: float
-    phase: float
-    photons: float
-    read: float
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Degradation:
-        """Draw from the ranges that the base network is made for."""
-        along = rng.uniform(0.5, 8.0) if rng.random() < 0.5 else rng.uniform(2.0, 5.5)
-        angle = rng.uniform(-45, 45) if rng.random() < 0.35 else rng.normal(0, 4)
-        coarse = rng.random() < 0.55 and along > 1.0
-        noisy = rng.random() < 0.75
-        return cls(
-            along_px=along,
-            across_px=rng.uniform(0, 0.8) if rng.random() < 0.8 else rng.uniform(0.8, 1.6),
-            angle_rad=math.radians(angle),
-            step=rng.uniform(1.0, min(7.0, 1.0 + 1.4 * along)) if coarse else 1.0,
-            phase=rng.random(),
-            photons=float(10 ** rng.uniform(1.5, 4.0)) if noisy else math.inf,
-            read=float(10 ** rng.uniform(-3.0, -1.6)) if noisy else 0.0,
-        )
+def draw_degradation(rng: np.random.Generator) -> Degradation:
+    """Draw from the ranges that the base network is made for."""
+    along = rng.uniform(0.5, 8.0) if rng.random() < 0.5 else rng.uniform(2.0, 5.5)
+    angle = rng.uniform(-45, 45) if rng.random() < 0.35 else rng.normal(0, 4)
+    coarse = rng.random() < 0.55 and along > 1.0
+    noisy = rng.random() < 0.75
+    return Degradation(
+        along_px=along,
+        across_px=rng.uniform(0, 0.8) if rng.random() < 0.8 else rng.uniform(0.8, 1.6),
+        angle_rad=math.radians(angle),
+        step=rng.uniform(1.0, min(7.0, 1.0 + 1.4 * along)) if coarse else 1.0,
+        phase=rng.random(),
+        photons=float(10 ** rng.uniform(1.5, 4.0)) if noisy else math.inf,
+        read=float(10 ** rng.uniform(-3.0, -1.6)) if noisy else 0.0,
+    )
 
 
-def degrade(sharp: torch.Tensor, ways: list[Degradation], seed: int) -> torch.Tensor:
-    """Turn sharp slices into axial slices: blur, take planes, add noise, interpolate back.
-
-    Parameters
-    ----------
-    sharp
-        ``(N, H, W)`` float32 in [0, 1]; rows are Z. The blur wraps around, so a margin of about 3 x 8 px is lost.
-    ways
-        One `Degradation` per image.
-    seed
-        Fixes the noise.
-
-    Returns
-    -------
-    ``(N, H, W)`` float32, same scale.
-    """
-    import torch
-
-    n, h, w = sharp.shape
-    device = sharp.device
-    fy = torch.fft.fftfreq(h, device=device)[None, :, None]
-    fx = torch.fft.rfftfreq(w, device=device)[None, None]
-
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
-
-    cos, sin = column([math.cos(d.angle_rad) for d in ways]), column([math.sin(d.angle_rad) for d in ways])
-    u, v = fy * cos + fx * sin, fx * cos - fy * sin
-    along, across = column([d.along_px for d in ways]), column([d.across_px for d in ways])
-    otf = torch.exp(-2 * math.pi**2 * ((along * u) ** 2 + (across * v) ** 2))
-    blurred = torch.fft.irfft2(torch.fft.rfft2(sharp) * otf, s=(h, w))
-    generator = torch.Generator().manual_seed(seed)
-    out = torch.empty_like(blurred)
-    for i, way in enumerate(ways):
-        planes = blurred[i]
-        first = way.phase * (way.step - 1)
-        count = int((h - 1 - first) / way.step) + 1
-        if way.step > 1:
-            at = first + way.step * np.arange(count)
-            below = np.floor(at).astype(int)
-            part = torch.tensor(at - below, dtype=torch.float32, device=device)[:, None]
-            above = np.minimum(below + 1, h - 1)
-            planes = planes[below] * (1 - part) + planes[above] * part
-        if math.isfinite(way.photons):
-            lit = planes.clamp_min(0).cpu() * way.photons
-            lit = torch.poisson(lit, generator=generator) / way.photons
-            planes = (lit + way.read * torch.randn(lit.shape, generator=generator)).to(device)
-        if way.step > 1:
-            up = torch.from_numpy(interpolation_matrix(count, way.step)).to(device)
-            planes = torch.nn.functional.pad(
-                (up @ planes)[None, None], (0, 0, round(first), max(h - round(first) - len(up), 0)), mode="replicate"
-            )[0, 0, :h]
-        out[i] = planes
-    return out
-
-
-def pairs(settings: PretrainSettings, pool: list[F32], iteration: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def pairs(
+    settings: PretrainSettings, pool: list[F32], iteration: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Make one batch of (degraded, sharp) crops, each ``(N, 1, crop, crop)`` float32; the same for the same iteration."""
     import torch
 
@@ -205,7 +125,7 @@ def pairs(settings: PretrainSettings, pool: list[F32], iteration: int, device: s
         if crop[margin:-margin, margin:-margin].std() < 0.01 and rng.random() < 0.95:
             continue  # nothing to learn from an empty field; a few stay in
         crops.append(np.ascontiguousarray(crop, np.float32))
-        ways.append(Degradation.draw(rng))
+        ways.append(draw_degradation(rng))
     sharp = torch.from_numpy(np.stack(crops)).to(device)
     blurred = degrade(sharp, ways, seed=int(rng.integers(2**62)))
     # A stack is normalised by its own percentiles, so its brightest restored voxels lie above 1: do the same here.
@@ -311,7 +231,9 @@ def pretrain(
                 seconds = spent_s + time.monotonic() - started
                 torch.save(
                     {
-                        "settings": json.dumps(settings.model_dump(mode="json", exclude={"iterations", "decay", "checkpoint_every"})),
+                        "settings": json.dumps(
+                            settings.model_dump(mode="json", exclude={"iterations", "decay", "checkpoint_every"})
+                        ),
                         "network": network.state_dict(),
                         "average": average,
                         "optimiser": optimiser.state_dict(),
@@ -337,4 +259,5 @@ def pretrain(
         "torch": torch.__version__,
         "log": [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()],
     }
+    (out / "base.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
     return save_state(state, out / "base.safetensors", info)

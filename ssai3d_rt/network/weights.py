@@ -154,7 +154,7 @@ def state_from(network: torch.nn.Module) -> State:
 
 
 def save_state(state: Mapping[str, npt.NDArray[np.float32]], path: Path, info: Mapping[str, Any]) -> Path:
-    """Write weights and their record as one safetensors file, and the record beside it as JSON.
+    """Write weights as one safetensors file with their record `info` in its metadata.
 
     Weights that are whole in half precision are stored so. The file appears under its name only when whole.
     """
@@ -166,7 +166,6 @@ def save_state(state: Mapping[str, npt.NDArray[np.float32]], path: Path, info: M
     partial = path.with_name(f".{path.name}.partial")
     numpy_io.save_file(arrays, str(partial), metadata={"ssai3d_rt": record})
     os.replace(partial, path)
-    path.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
     return path
 
 

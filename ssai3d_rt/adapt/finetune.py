@@ -1,0 +1,474 @@
+"""Fine-tune the base network on one stack: semi-synthetic pairs, a sparse layer mask, the best weights kept.
+
+Two kinds of target. ``raw`` are the stack's lateral planes, as in the article. ``bootstrapped`` are the lateral planes of
+the stack restored once by the base network: raw planes hold the haze of their out-of-focus neighbours, and a network tuned
+on them learns to keep it. The base itself is a candidate: tuning that does not raise the PSNR of held-out pairs is not used.
+
+Interrupted runs go on from the checkpoint in `folder`. With `iterations` the result depends on the seed alone; with
+`minutes` the number of iterations is measured first and then fixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from ssai3d_rt.adapt.mask import Layers, layer_mask, open_layers
+from ssai3d_rt.adapt.model import AdaptedModel, Check, Fingerprint, ModelRecord
+from ssai3d_rt.adapt.pairs import Noise, Pairs
+from ssai3d_rt.adapt.psf import ARTICLE_STD_PX, psf_bank
+from ssai3d_rt.config import Settings
+from ssai3d_rt.errors import ConfigError, InputError
+from ssai3d_rt.imaging.axial import Network, deblur_axial, resample_z
+from ssai3d_rt.imaging.normalise import Normalisation
+from ssai3d_rt.imaging.stack import Stack
+from ssai3d_rt.network.weights import LoadedNetwork, load_network, network_from, state_from
+from ssai3d_rt.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from ssai3d_rt.calibration.profile import RigProfile
+    from ssai3d_rt.network.nafnet import NAFNet
+
+log = logging.getLogger(__name__)
+
+Float = npt.NDArray[np.float32]
+CHECKPOINT = "checkpoint.pt"
+MIN_PLANES = 5
+
+
+class Targets(str, Enum):
+    """What the network learns to give back."""
+
+    RAW = "raw"
+    """The stack's own lateral planes (article)."""
+    BOOTSTRAPPED = "bootstrapped"
+    """The lateral planes of the stack restored once by the base network."""
+
+
+class FinetuneSettings(Settings):
+    """How fine-tuning goes.
+
+    Parameters
+    ----------
+    base
+        Name of a base network, or a weights file.
+    minutes, iterations
+        Time or steps of training; with `iterations` the time plays no part.
+    layers, share
+        How the layers that train are chosen, and which share of them ``snip`` keeps.
+    targets
+        ``bootstrapped`` or ``raw``.
+    angles_deg
+        Orientations of the PSF bank away from Z, in degrees.
+    batch, crop
+        Pairs per step and their side in px (article: 8 and 256; smaller here, for CPUs).
+    lr, weight_decay
+        Of AdamW, with a cosine schedule to zero (article: Adam, 1e-3 and 1e-4).
+    patience
+        Checks on the held-out pairs without a better result before training stops early.
+    check_every
+        Steps between two checks.
+    max_voxels
+        Of the isotropic volume that training looks at; from a larger stack its liveliest part is taken.
+    seed
+        Fixes all that is drawn.
+    """
+
+    base: str = "base"
+    minutes: float = Field(default=5.0, gt=0)
+    iterations: int | None = Field(default=None, ge=1)
+    layers: Layers = Layers.SNIP
+    share: float = Field(default=0.1, gt=0, le=1)
+    targets: Targets = Targets.BOOTSTRAPPED
+    angles_deg: tuple[float, ...] = (-10.0, -5.0, 0.0, 5.0, 10.0)
+    batch: int = Field(default=8, ge=1)
+    crop: int = Field(default=96, ge=16)
+    lr: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    patience: int = Field(default=6, ge=1)
+    check_every: int = Field(default=40, ge=1)
+    max_voxels: int = Field(default=24_000_000, ge=100_000)
+    seed: int = 0
+
+
+def finetune(
+    stacks: Stack | Sequence[Stack],
+    rig: RigProfile | None = None,
+    *,
+    settings: FinetuneSettings | None = None,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> AdaptedModel:
+    """Adapt the base network to one stack, or to several of one kind.
+
+    Parameters
+    ----------
+    stacks
+        At least `MIN_PLANES` planes each; all with the same voxel size.
+    rig
+        Gives the PSF bank its sizes; without it the article's 3..7 px are taken.
+    settings
+        See `FinetuneSettings`.
+    folder
+        Where to keep a checkpoint, go on from one that is there, and save the model with ``loss.png``. Without it the
+        model is only returned.
+    progress
+        Called after each step with the loss.
+
+    Returns
+    -------
+    The adapted model; ``record.kept`` says whether tuning was better than the base.
+
+    Raises
+    ------
+    InputError
+        Too few planes, a constant stack, or stacks of different voxel sizes.
+    WeightsError
+        The base network cannot be loaded.
+    ConfigError
+        The checkpoint in `folder` belongs to other settings or stacks.
+    MissingPackageError
+        torch is not installed.
+    """
+    settings = settings or FinetuneSettings()
+    given = [stacks] if isinstance(stacks, Stack) else list(stacks)
+    _require_usable(given)
+    base = load_network(settings.base)
+    network = network_from(base.state)
+    started = time.monotonic()
+    parts = [_Part.of(stack, settings.max_voxels // len(given)) for stack in given]
+    planes = [_target_planes(part, network, settings, progress) for part in parts]
+    bank_px = (rig.blur_px_min, rig.blur_px_max) if rig is not None else ARTICLE_STD_PX
+    pairs = _pairs(planes, parts[0].anisotropy, settings, bank_px, rig)
+    mask = layer_mask(network, settings.layers, pairs.batch(-1 & 0xFFFF, 16), share=settings.share)
+    trained = open_layers(network, mask, everything=settings.layers is Layers.ALL)
+    fingerprints = tuple(_fingerprint(stack) for stack in given)
+    identity = _identity(settings, base, fingerprints, bank_px)
+    course = _train(network, pairs, settings, trained, identity, folder, progress)
+    record = ModelRecord(
+        base=base.name,
+        base_sha256=base.sha256,
+        train_px=base.info.get("train_px"),
+        kept="tuned" if course.tuned else "base",
+        mask=mask,
+        trained_parameters=trained,
+        total_parameters=sum(v.size for v in base.state.values()),
+        settings=settings.model_dump(mode="json"),
+        rig=rig.model_dump(mode="json") if rig is not None else None,
+        blur_px=bank_px,
+        angles_deg=settings.angles_deg,
+        anisotropy=given[0].anisotropy,
+        slice_px=_slice_px(given),
+        channel=given[0].channel,
+        source=tuple(str(stack.source.name) if stack.source else "" for stack in given),
+        stacks=fingerprints,
+        checks=tuple(course.checks),
+        iterations=course.iterations,
+        seconds=round(time.monotonic() - started, 1),
+        versions=_versions(),
+    )
+    model = AdaptedModel(course.state, base.shape, record, _samples(parts))
+    if folder is not None:
+        from ssai3d_rt.adapt.picture import draw_course
+
+        model.save(folder)
+        draw_course(record, folder / "loss.png")
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    return model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """The part of a stack that training looks at: `raw` ``(Z, Y, X)`` normalised float32, and its geometry."""
+
+    raw: Float
+    anisotropy: float
+
+    @classmethod
+    def of(cls, stack: Stack, max_voxels: int) -> _Part:
+        scale = Normalisation.of(stack.data)
+        side = math.isqrt(max(max_voxels // stack.isotropic_planes, 96 * 96))
+        y, x = _liveliest(stack.data, side)
+        return cls(scale.apply(stack.data[:, y : y + side, x : x + side]), stack.anisotropy)
+
+
+def _liveliest(data: npt.NDArray[Any], side: int) -> tuple[int, int]:
+    """Corner of the window of `side` px in Y and X where the maximum projection varies most."""
+    top = data.max(0).astype(np.float64)
+    corners = [
+        sorted({*range(0, max(size - side, 0) + 1, max(side // 2, 1)), max(size - side, 0)}) for size in top.shape
+    ]
+    return max(
+        ((y, x) for y in corners[0] for x in corners[1]),
+        key=lambda corner: float(top[corner[0] : corner[0] + side, corner[1] : corner[1] + side].std()),
+    )
+
+
+def torch_network(network: NAFNet) -> Network:
+    """Wrap a torch network as the array callable that `deblur_axial` takes."""
+    import torch
+
+    def run(tiles: Float) -> Float:
+        with torch.inference_mode():
+            restored: Float = network(torch.from_numpy(tiles)).numpy()
+        return restored
+
+    return run
+
+
+def _target_planes(part: _Part, network: NAFNet, settings: FinetuneSettings, progress: Progress) -> Float:
+    """Lateral planes to learn from, ``(N, Y, X)`` float32."""
+    if settings.targets is Targets.RAW:
+        return part.raw
+    volume = resample_z(part.raw, part.anisotropy)
+    longest = max(volume.shape)
+    multiple = network.shape.multiple
+    tile = min(256, -(-longest // multiple) * multiple)
+
+    def told(label: str, done: int, total: int, /) -> None:
+        progress("restore the targets once", done, total)
+
+    return deblur_axial(volume, torch_network(network), tile=tile, progress=told).volume
+
+
+def _pairs(
+    planes: list[Float], anisotropy: float, settings: FinetuneSettings, bank_px: tuple[float, float], rig: Any
+) -> Pairs:
+    """Join the stacks' planes (cropped to a common size) into one source of pairs."""
+    rows, columns = (min(p.shape[axis] for p in planes) for axis in (1, 2))
+    joined = np.concatenate([p[:, :rows, :columns] for p in planes])
+    bank = psf_bank(*bank_px, angles_deg=settings.angles_deg)
+    return Pairs(joined, bank, step=anisotropy, crop=settings.crop, seed=settings.seed, noise=Noise())
+
+
+@dataclass(slots=True)
+class _Course:
+    """How the training went, and the weights that were best."""
+
+    checks: list[Check]
+    state: dict[str, Float]
+    iterations: int
+    tuned: bool
+
+
+def _train(
+    network: NAFNet,
+    pairs: Pairs,
+    settings: FinetuneSettings,
+    trained: int,
+    identity: str,
+    folder: Path | None,
+    progress: Progress,
+) -> _Course:
+    import torch
+
+    held_out = pairs.validation()
+    base_db = _psnr_db(network, held_out)
+    checks = [Check(iteration=0, train_psnr_db=None, held_out_psnr_db=base_db, seconds=0.0)]
+    best = state_from(network)
+    if trained == 0:
+        return _Course(checks, best, 0, tuned=False)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    total, first, spent = settings.iterations or 0, 0, 0.0
+    if folder is not None and (saved := _resume(folder / CHECKPOINT, identity)) is not None:
+        network.load_state_dict(saved["network"])
+        optimiser.load_state_dict(saved["optimiser"])
+        best = {k: v.numpy() for k, v in saved["best"].items()}
+        checks = [Check.of(c) for c in json.loads(saved["checks"])]
+        total, first, spent = saved["total"], saved["iteration"], saved["seconds"]
+        log.info("going on from iteration %d of %d", first, total)
+    if not total:
+        total = _iterations_in(settings.minutes * 60, network, pairs, settings)
+    started = time.monotonic()
+    recent: list[float] = []
+    since_best = 0
+    done = first
+    network.train()
+    for iteration in range(first, total):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * iteration / total))
+        blurred, sharp = pairs.batch(iteration, settings.batch)
+        error = (network(blurred) - sharp).square().mean((1, 2, 3))
+        loss = 10 * torch.log10(error + 1e-6).mean()  # negative PSNR
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        recent.append(-loss.item())
+        done = iteration + 1
+        progress(f"finetune, PSNR of pairs {recent[-1]:.1f} dB", done, total)
+        if done % settings.check_every and done != total:
+            continue
+        seconds = spent + time.monotonic() - started
+        psnr_db = _psnr_db(network, held_out)
+        since_best += 1
+        if psnr_db > max(check.held_out_psnr_db for check in checks):
+            best, since_best = state_from(network), 0
+        checks.append(
+            Check(
+                iteration=done,
+                train_psnr_db=round(float(np.mean(recent)), 4),
+                held_out_psnr_db=psnr_db,
+                seconds=round(seconds, 1),
+            )
+        )
+        recent.clear()
+        if folder is not None:
+            _save_checkpoint(folder, identity, network, optimiser, best, checks, done, total, seconds)
+        if since_best >= settings.patience:
+            log.info("stopped early: no better result in %d checks", since_best)
+            break
+    tuned = max(check.held_out_psnr_db for check in checks) > base_db
+    return _Course(checks, best, done, tuned)
+
+
+def _psnr_db(network: NAFNet, pairs: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Mean PSNR of restored pairs against the sharp ones, peak 1, in dB."""
+    import torch
+
+    blurred, sharp = pairs
+    network.eval()
+    with torch.inference_mode():
+        restored = torch.cat([network(part) for part in blurred.split(8)])
+        error = (restored - sharp).square().mean((1, 2, 3))
+        value = float(-10 * torch.log10(error + 1e-6).mean())
+    network.train()
+    return round(value, 4)
+
+
+def _iterations_in(seconds: float, network: NAFNet, pairs: Pairs, settings: FinetuneSettings) -> int:
+    """Measure how many steps fit into the time, checks included; no weight changes."""
+    import torch
+
+    blurred, sharp = pairs.batch(0, settings.batch)
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        pairs.batch(0, settings.batch)
+        torch.autograd.backward((network(blurred) - sharp).square().mean())
+        times.append(time.perf_counter() - begin)
+    network.zero_grad(set_to_none=True)
+    step = float(np.median(times[1:]))
+    begin = time.perf_counter()
+    _psnr_db(network, (blurred, sharp))
+    check = (time.perf_counter() - begin) * 48 / settings.batch
+    return max(settings.check_every, int(seconds / (1.1 * step + check / settings.check_every)))
+
+
+def _identity(
+    settings: FinetuneSettings, base: LoadedNetwork, stacks: tuple[Fingerprint, ...], bank_px: tuple[float, float]
+) -> str:
+    values = [settings.model_dump(mode="json"), base.sha256, [s.sha256 for s in stacks], bank_px]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _resume(checkpoint: Path, identity: str) -> dict[str, Any] | None:
+    import torch
+
+    if not checkpoint.exists():
+        return None
+    saved: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    if saved["identity"] != identity:
+        raise ConfigError(
+            f"{checkpoint} belongs to another stack, base or settings; delete it, or choose another model folder"
+        )
+    return saved
+
+
+def _save_checkpoint(
+    folder: Path,
+    identity: str,
+    network: NAFNet,
+    optimiser: torch.optim.Optimizer,
+    best: dict[str, Float],
+    checks: list[Check],
+    iteration: int,
+    total: int,
+    seconds: float,
+) -> None:
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{CHECKPOINT}.partial"
+    torch.save(
+        {
+            "identity": identity,
+            "network": network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "best": {k: torch.from_numpy(v) for k, v in best.items()},
+            "checks": json.dumps([c.model_dump() for c in checks]),
+            "iteration": iteration,
+            "total": total,
+            "seconds": seconds,
+        },
+        partial,
+    )
+    os.replace(partial, folder / CHECKPOINT)
+
+
+def _require_usable(stacks: list[Stack]) -> None:
+    if not stacks:
+        raise InputError("fine-tuning needs at least one stack")
+    for stack in stacks:
+        where = stack.source or "the stack"
+        if stack.data.shape[0] < MIN_PLANES:
+            raise InputError(f"{where} has {stack.data.shape[0]} planes; fine-tuning needs at least {MIN_PLANES}")
+        if min(stack.data.shape[1:]) < 16:
+            raise InputError(f"{where} has planes of {stack.data.shape[1:]} px; fine-tuning needs at least 16 x 16")
+        if stack.data.min() == stack.data.max():
+            raise InputError(f"{where} is constant; fine-tune on a stack that shows the sample")
+        if not np.allclose(stack.voxel_um, stacks[0].voxel_um, rtol=0.01):
+            raise InputError(f"{where} has voxels of {stack.voxel_um} um, the first stack {stacks[0].voxel_um} um")
+
+
+def _fingerprint(stack: Stack) -> Fingerprint:
+    scale = Normalisation.of(stack.data)
+    return Fingerprint(
+        sha256=hashlib.sha256(np.ascontiguousarray(stack.data)).hexdigest(),
+        shape=(stack.data.shape[0], stack.data.shape[1], stack.data.shape[2]),
+        dtype=stack.data.dtype.name,
+        voxel_um=stack.voxel_um,
+        mean=float(stack.data.mean(dtype=np.float64)),
+        std=float(stack.data.std(dtype=np.float64)),
+        offset=scale.offset,
+        scale=scale.scale,
+    )
+
+
+def _slice_px(stacks: list[Stack]) -> tuple[int, int]:
+    return max(s.isotropic_planes for s in stacks), max(max(s.data.shape[1:]) for s in stacks)
+
+
+def _samples(parts: list[_Part], count: int = 4, side: int = 512) -> Float:
+    """Axial slices through the middle of each part, XZ and YZ in turn, cropped to the smallest common size."""
+    slices: list[Float] = []
+    for part in parts:
+        volume = resample_z(part.raw, part.anisotropy)[:side]
+        for share in np.linspace(0.3, 0.7, max(1, count // (2 * len(parts)))):
+            slices.append(volume[:, int(share * volume.shape[1]), :side])
+            slices.append(volume[:, :side, int(share * volume.shape[2])])
+    rows, columns = min(s.shape[0] for s in slices), min(s.shape[1] for s in slices)
+    return np.stack([s[:rows, :columns] for s in slices])
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in ("ssai3d-rt", "torch", "numpy")}

@@ -1,0 +1,111 @@
+"""Semi-synthetic pairs, made on the fly from lateral planes: (blurred as an axial slice would be, sharp).
+
+Planes are cropped, turned, blurred with a PSF of the bank, sampled at the stack's plane distance and interpolated back,
+exactly as an axial slice is when it is restored. Nothing is written to disk. Planes at the end of the stack are held out:
+`Pairs.validation` is the same fixed set each time.
+
+>>> import numpy as np
+>>> from ssai3d_rt.adapt.psf import psf_bank
+>>> planes = np.random.default_rng(0).random((10, 64, 64), np.float32)
+>>> source = Pairs(planes, psf_bank(), step=2.0, crop=32, seed=1)
+>>> blurred, sharp = source.batch(0, 4)
+>>> tuple(blurred.shape), source.train_planes, source.held_out_planes
+((4, 1, 32, 32), 8, 2)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ssai3d_rt.network.degrade import Degradation, degrade
+
+if TYPE_CHECKING:
+    import torch
+
+    from ssai3d_rt.adapt.psf import Psf
+
+Float = npt.NDArray[np.float32]
+MARGIN_PX = 24
+"""Pixels around a crop that the blur may reach into (3 std of the widest PSF)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Noise added to the blurred image of a pair, on the normalised scale; see `Degradation`."""
+
+    photons: float = math.inf
+    read: float = 0.0
+
+
+class Pairs:
+    """A source of training and validation pairs from the lateral planes of one or more stacks.
+
+    Parameters
+    ----------
+    planes
+        ``(N, Y, X)`` float32, normalised; the last tenth (at least two planes) is held out.
+    bank
+        The PSFs to draw from.
+    step
+        Distance of acquired planes in isotropic pixels: the stack's anisotropy.
+    crop
+        Side of a pair in px; made smaller, to a multiple of 16, where the planes are smaller.
+    seed
+        Fixes everything that is drawn.
+    noise
+        Added to the blurred images; for targets that are themselves free of noise.
+    """
+
+    def __init__(
+        self, planes: Float, bank: list[Psf], *, step: float, crop: int, seed: int, noise: Noise | None = None
+    ) -> None:
+        held_out = max(2, len(planes) // 10)
+        self.train_planes, self.held_out_planes = len(planes) - held_out, held_out
+        if self.train_planes < 1:
+            raise ValueError(f"{len(planes)} planes are too few to hold two out")
+        self.crop = max(16, min(crop, min(planes.shape[1:]) // 16 * 16))
+        self.bank, self.step, self.seed = bank, max(1.0, step), seed
+        self.noise = noise or Noise()
+        reach = [max(0, self.crop - side) for side in planes.shape[1:]]
+        pad = [(0, 0)] + [(MARGIN_PX, MARGIN_PX + extra) for extra in reach]
+        self._planes = np.pad(planes, pad, mode="symmetric")
+        contrast = planes.reshape(len(planes), -1).std(1)
+        self._floor = 0.25 * float(np.median(contrast))
+
+    def batch(self, number: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make training batch `number`: two ``(size, 1, crop, crop)`` float32 tensors; the same for the same number."""
+        return self._make(np.random.default_rng([self.seed, 1, number]), size, 0, self.train_planes)
+
+    def validation(self, size: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make the fixed pairs from the held-out planes."""
+        total = self.train_planes + self.held_out_planes
+        return self._make(np.random.default_rng([self.seed, 2]), size, self.train_planes, total)
+
+    def _make(self, rng: np.random.Generator, size: int, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        reach = self.crop + 2 * MARGIN_PX
+        inner = slice(MARGIN_PX, MARGIN_PX + self.crop)
+        crops: list[Float] = []
+        ways: list[Degradation] = []
+        rows, columns = self._planes.shape[1:]
+        for _ in range(size):
+            for _ in range(8):  # prefer fields with something in them, take what comes after some tries
+                plane = self._planes[rng.integers(first, last)]
+                y, x = int(rng.integers(rows - reach + 1)), int(rng.integers(columns - reach + 1))
+                crop = plane[y : y + reach, x : x + reach]
+                if crop[inner, inner].std() >= self._floor:
+                    break
+            crop = np.rot90(crop, int(rng.integers(4)))
+            crops.append(np.ascontiguousarray(crop[::-1] if rng.random() < 0.5 else crop))
+            psf = self.bank[rng.integers(len(self.bank))]
+            way = Degradation(psf.std_px, psf.across_px, math.radians(psf.angle_deg), self.step, rng.random())
+            ways.append(replace(way, photons=self.noise.photons, read=self.noise.read))
+        sharp = torch.from_numpy(np.stack(crops))
+        blurred = degrade(sharp, ways, seed=int(rng.integers(2**62)))
+        return blurred[:, None, inner, inner], sharp[:, None, inner, inner]
