@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssai3d_rt.errors import MissingPackageError
+from ssai3d_rt.imaging.metrics import spectrum
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,12 +159,10 @@ def _profile(axes: Any, panels: list[tuple[str, str, str, Float]], row: int, col
 def _spectrum(axes: Any, panels: list[tuple[str, str, str, Float]], voxel_um: float) -> None:
     """Draw the amplitude spectrum along Z, averaged over all lines."""
     for kind, title, _, volume in panels:
-        window = np.hanning(volume.shape[0])[:, None, None]
-        centred = volume - volume.mean()
-        amplitude = np.abs(np.fft.rfft(centred * window, axis=0)).mean(axis=(1, 2))
-        frequency = np.fft.rfftfreq(volume.shape[0], voxel_um)
+        of = spectrum(volume, 0, voxel_um)
+        amplitude = np.sqrt(of.power)
         style = {"lw": 1.2, "ls": (0, (1, 1))} if kind == "truth" else {"lw": 1.0 if kind == "base" else 1.7}
-        axes.semilogy(frequency[1:], amplitude[1:] / amplitude[1], color=COLOURS[kind], label=title, **style)
+        axes.semilogy(of.frequency, amplitude / amplitude.max(), color=COLOURS[kind], label=title, **style)
     _dress(axes, "detail along Z: amplitude spectrum of all lines", "spatial frequency [1/µm]", "relative amplitude")
     axes.set_xlim(0, 0.5 / voxel_um)
     axes.set_ylim(1e-3, 1.5)

@@ -70,7 +70,7 @@ class StackFigures:
     name
         Name of the stack.
     lateral_um, raw_axial_um, restored_axial_um
-        Fourier resolution: lateral of the raw stack, axial before and after.
+        Fourier resolution: lateral of the raw stack (mean of Y and X), axial before and after.
     seconds
         From the end of the acquisition to the published result.
     raw, base, restored
@@ -210,7 +210,7 @@ def measure(views: Views, seconds: float) -> StackFigures:
 
     return StackFigures(
         name=views.name,
-        lateral_um=_resolution_um(views.raw, voxel_um, axis=2),
+        lateral_um=(_resolution_um(views.raw, voxel_um, axis=1) + _resolution_um(views.raw, voxel_um, axis=2)) / 2,
         raw_axial_um=_resolution_um(views.raw, voxel_um, axis=0),
         restored_axial_um=_resolution_um(views.restored, voxel_um, axis=0),
         seconds=seconds,
