@@ -1,7 +1,7 @@
 """Settings that come from a file, a command line or code: frozen, typed, and intolerant of unknown keys.
 
-`Settings` is the base of every settings class here. A wrong key or value becomes one `ConfigError` line that names the file
-and the nearest valid key.
+`Settings` is the base of every settings class here. A wrong key or value becomes one `ConfigError` line that names
+the file and the nearest valid key.
 
 >>> class Camera(Settings):
 ...     exposure_ms: float = 10.0
@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from typing_extensions import Self
 
 from ssai3d_rt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from typing_extensions import Self
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -1,8 +1,9 @@
 """Fine-tune the base network on one stack: semi-synthetic pairs, a sparse layer mask, the best weights kept.
 
-Two kinds of target. ``raw`` are the stack's lateral planes, as in the article. ``bootstrapped`` are the lateral planes of
-the stack restored once by the base network: raw planes hold the haze of their out-of-focus neighbours, and a network tuned
-on them learns to keep it. The base itself is a candidate: tuning that does not raise the PSNR of held-out pairs is not used.
+Two kinds of target. ``raw`` are the stack's lateral planes, as in the article. ``bootstrapped`` are the lateral
+planes of the stack restored once by the base network: raw planes hold the haze of their out-of-focus neighbours, and
+a network tuned on them learns to keep it. The base itself is a candidate: tuning that does not raise the PSNR of
+held-out pairs is not used.
 
 Interrupted runs go on from the checkpoint in `folder`. With `iterations` the result depends on the seed alone; with
 `minutes` the number of iterations is measured first and then fixed.
@@ -18,7 +19,6 @@ import os
 import time
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from ssai3d_rt.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import torch
 
@@ -346,7 +347,7 @@ def _psnr_db(network: NAFNet, pairs: tuple[torch.Tensor, torch.Tensor]) -> float
     blurred, sharp = pairs
     network.eval()
     with torch.inference_mode():
-        restored = torch.cat([network(part) for part in blurred.split(8)])
+        restored = torch.cat([network(part) for part in torch.split(blurred, 8)])
         error = (restored - sharp).square().mean((1, 2, 3))
         value = float(-10 * torch.log10(error + 1e-6).mean())
     network.train()
@@ -441,7 +442,7 @@ def _require_usable(stacks: list[Stack]) -> None:
 def _fingerprint(stack: Stack) -> Fingerprint:
     scale = Normalisation.of(stack.data)
     return Fingerprint(
-        sha256=hashlib.sha256(np.ascontiguousarray(stack.data)).hexdigest(),
+        sha256=hashlib.sha256(stack.data.tobytes()).hexdigest(),
         shape=(stack.data.shape[0], stack.data.shape[1], stack.data.shape[2]),
         dtype=stack.data.dtype.name,
         voxel_um=stack.voxel_um,

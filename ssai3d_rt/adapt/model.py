@@ -1,7 +1,8 @@
 """`AdaptedModel`: what fine-tuning leaves behind, as a folder that a person can read.
 
-``adapted.safetensors`` (all weights), ``model.json`` (`ModelRecord`: where it came from and how it went), ``samples.npz``
-(axial slices of the stack, for the export's golden tiles) and ``loss.png``. It does not know how to train or export.
+``adapted.safetensors`` (all weights), ``model.json`` (`ModelRecord`: where it came from and how it went),
+``samples.npz`` (axial slices of the stack, for the export's golden tiles) and ``loss.png``. It does not know how to
+train or export.
 """
 
 from __future__ import annotations
@@ -9,23 +10,26 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import InputError
-from ssai3d_rt.network.nafnet import NAFNetShape
 from ssai3d_rt.network.weights import State, load_network, save_state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ssai3d_rt.network.nafnet import NAFNetShape
 
 SCHEMA = 1
 WEIGHTS, RECORD, SAMPLES = "adapted.safetensors", "model.json", "samples.npz"
 
 
 class Check(Settings):
-    """One look at the held-out pairs: after `iteration` steps, mean PSNR of training batches since and of those pairs."""
+    """One look at the held-out pairs: their mean PSNR after `iteration` steps, and that of training batches."""
 
     iteration: int
     train_psnr_db: float | None

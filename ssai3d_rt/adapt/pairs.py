@@ -1,8 +1,8 @@
 """Semi-synthetic pairs, made on the fly from lateral planes: (blurred as an axial slice would be, sharp).
 
-Planes are cropped, turned, blurred with a PSF of the bank, sampled at the stack's plane distance and interpolated back,
-exactly as an axial slice is when it is restored. Nothing is written to disk. Planes at the end of the stack are held out:
-`Pairs.validation` is the same fixed set each time.
+Planes are cropped, turned, blurred with a PSF of the bank, sampled at the stack's plane distance and interpolated
+back, exactly as an axial slice is when it is restored. Nothing is written to disk. Planes at the end of the stack are
+held out: `Pairs.validation` is the same fixed set each time.
 
 >>> import numpy as np
 >>> from ssai3d_rt.adapt.psf import psf_bank

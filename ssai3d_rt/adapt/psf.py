@@ -1,8 +1,8 @@
 """The PSF bank: which blurs turn a sharp lateral plane into something like an axial slice.
 
-25 Gaussian PSFs, 5 sizes x 5 orientations (article, Methods: std 3..7 px, -45..45 degrees, 51 x 51 support). A *variety*
-on purpose: it states that a microscope low-passes along one axis, not exactly how, which guards against a wrong PSF.
-Sizes come from the rig profile where there is one.
+25 Gaussian PSFs, 5 sizes x 5 orientations (article, Methods: std 3..7 px, -45..45 degrees, 51 x 51 support). A
+*variety* on purpose: it states that a microscope low-passes along one axis, not exactly how, which guards against a
+wrong PSF. Sizes come from the rig profile where there is one.
 
 >>> bank = psf_bank(3.0, 7.0)
 >>> len(bank), bank[0].std_px, bank[-1].angle_deg
@@ -43,13 +43,13 @@ class Psf:
     across_px: float = 0.0
 
     def kernel(self, support_px: int = SUPPORT_PX) -> npt.NDArray[np.float32]:
-        """Sample the PSF: ``(support, support)`` float32, sum 1; rows are Z. A width below a pixel is drawn as 0.3 px."""
+        """Sample the PSF: ``(support, support)`` float32, sum 1; rows are Z; a width below 0.3 px is drawn as 0.3."""
         half = support_px // 2
         y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float64)
         angle = np.deg2rad(self.angle_deg)
         along, across = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)
         kernel = np.exp(-0.5 * ((along / self.std_px) ** 2 + (across / max(self.across_px, 0.3)) ** 2))
-        return (kernel / kernel.sum()).astype(np.float32)
+        return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def psf_bank(

@@ -1,9 +1,10 @@
 """Sharp synthetic images to pre-train on: dead leaves, fibres, cells and spots, drawn from nothing but a seed.
 
-Dead-leaves images (opaque shapes with power-law sizes, one over the other) share the edge statistics of natural images and
-suffice to train restoration networks (Achddou et al., "Synthetic images as a regularity prior for image restoration
-neural networks", 2021). Here they are mixed with pictures that look like sections through fluorescent samples: dark
-ground, fibres cut at any angle, membranes, filled bodies and spots. It does not know about blur or noise: see `pretrain`.
+Dead-leaves images (opaque shapes with power-law sizes, one over the other) share the edge statistics of natural
+images and suffice to train restoration networks (Achddou et al., "Synthetic images as a regularity prior for image
+restoration neural networks", 2021). Here they are mixed with pictures that look like sections through fluorescent
+samples: dark ground, fibres cut at any angle, membranes, filled bodies and spots. It does not know about blur or
+noise: see `pretrain`.
 
 >>> image = sharp_image(seed=7, side=64)
 >>> image.shape, image.dtype.name, bool(image.min() >= 0), bool(image.max() <= 1)
@@ -37,7 +38,7 @@ def smooth_noise(rng: Rng, side: int, scale_px: float) -> F32:
     v = (fx * np.cos(angle) - fy * np.sin(angle)) * stretch
     field = np.fft.irfft2(f * np.exp(-2 * (np.pi * scale_px / 2.355) ** 2 * (u * u + v * v)), s=(side, side))
     field -= field.min()
-    return (field / max(field.max(), 1e-9)).astype(np.float32)
+    return np.asarray(field / max(field.max(), 1e-9), np.float32)
 
 
 def texture(rng: Rng, side: int) -> F32:
@@ -49,7 +50,7 @@ def texture(rng: Rng, side: int) -> F32:
         wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period + rng.uniform(0, 6.3))
         if rng.random() < 0.5:
             wave = np.clip(wave * 3, -1, 1)
-        return (1 + rng.uniform(0.05, 0.5) * wave).astype(np.float32)
+        return np.asarray(1 + rng.uniform(0.05, 0.5) * wave, np.float32)
     if kind == 1:
         return 0.5 + smooth_noise(rng, side, rng.uniform(1.5, 5))
     if kind == 2:
@@ -72,7 +73,7 @@ def leaf_distance(rng: Rng, radius: float, dy: F64, dx: F64) -> F64:
     angle = rng.uniform(0, np.pi)
     u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
     if kind == 0:
-        return np.hypot(dx, dy) - radius
+        return np.asarray(np.hypot(dx, dy) - radius)
     if kind == 1:
         short = radius * rng.uniform(0.2, 0.9)
         k = np.hypot(u / radius, v / short)
@@ -88,14 +89,14 @@ def leaf_distance(rng: Rng, radius: float, dy: F64, dx: F64) -> F64:
         d = np.full(dx.shape, -1e9)
         for t in turns:
             d = np.maximum(d, u * np.cos(t) + v * np.sin(t) - radius * 0.8)
-        return np.maximum(d, np.hypot(dx, dy) - radius * 1.2)
+        return np.asarray(np.maximum(d, np.hypot(dx, dy) - radius * 1.2))
     thin = max(radius * rng.uniform(0.03, 0.3), 0.5)
-    return np.maximum(np.abs(u) - radius, np.abs(v) - thin)
+    return np.asarray(np.maximum(np.abs(u) - radius, np.abs(v) - thin))
 
 
 def cover(distance: F64) -> F32:
     """Fraction of each pixel that a shape covers, from the signed distance to its edge."""
-    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(0.5 - distance, 0, 1), np.float32)
 
 
 def dead_leaves(rng: Rng, side: int) -> F32:
@@ -114,7 +115,7 @@ def dead_leaves(rng: Rng, side: int) -> F32:
         value = np.float32(rng.random() ** gamma)
         fill = value * fills[rng.integers(3)][box] if rng.random() < 0.4 else value
         image[box] += alpha * (fill - image[box])
-    return np.clip(image, 0, 1)
+    return np.asarray(np.clip(image, 0, 1), np.float32)
 
 
 def stamp(image: F32, x: F64, y: F64, radius: F64, value: F64) -> None:
@@ -188,7 +189,7 @@ def bodies(rng: Rng, side: int) -> F32:
         if rng.random() < textured:
             value = value * fills[rng.integers(2)][box]
         image[box] = image[box] + value if overlap_adds else np.maximum(image[box], value)
-    return np.clip(image / max(1.0, float(image.max())), 0, 1)
+    return np.asarray(np.clip(image / max(1.0, float(image.max())), 0, 1), np.float32)
 
 
 def spots(rng: Rng, side: int) -> F32:
@@ -206,7 +207,7 @@ def spots(rng: Rng, side: int) -> F32:
         r = np.hypot(yy - y, xx - x)
         shape = np.exp(-0.5 * (r / s) ** 2) if gaussian else cover(r - s)
         image[box] += (shape * rng.uniform(0.2, 1)).astype(np.float32)
-    return np.clip(image / max(1.0, float(image.max())), 0, 1)
+    return np.asarray(np.clip(image / max(1.0, float(image.max())), 0, 1), np.float32)
 
 
 KINDS = (dead_leaves, fibres, bodies, spots)
@@ -237,4 +238,4 @@ def sharp_image(seed: int, side: int = 256) -> F32:
         image = image * (0.3 + 0.7 * smooth_noise(rng, side, rng.uniform(20, 120)))
     if rng.random() < 0.3:  # out-of-focus ground
         image = image + np.float32(rng.uniform(0.02, 0.4)) * smooth_noise(rng, side, rng.uniform(25, 90))
-    return np.clip(image / max(1.0, float(image.max())), 0, 1).astype(np.float32)
+    return np.asarray(np.clip(image / max(1.0, float(image.max())), 0, 1), np.float32)

@@ -65,7 +65,7 @@ def degrade(sharp: torch.Tensor, ways: list[Degradation], seed: int) -> torch.Te
     """
     import torch
 
-    n, h, w = sharp.shape
+    _n, h, w = sharp.shape
     device = sharp.device
     fy = torch.fft.fftfreq(h, device=device)[None, :, None]
     fx = torch.fft.rfftfreq(w, device=device)[None, None]

@@ -1,9 +1,9 @@
 """NAFNet: the restoration network, whole, in one file.
 
-Written after Chen et al., "Simple Baselines for Image Restoration" (ECCV 2022), with the parameter names of the published
-checkpoints, so that their state dicts load as they are; numerically equal to the published network and to its `Local`
-variant (TLC: pooling in a window of 1.5 x the training size; Chu et al., ECCV 2022). It knows nothing of files, colours
-or microscopes: see `weights` for loading and for folding three-channel networks into one.
+Written after Chen et al., "Simple Baselines for Image Restoration" (ECCV 2022), with the parameter names of the
+published checkpoints, so that their state dicts load as they are; numerically equal to the published network and to
+its `Local` variant (TLC: pooling in a window of 1.5 x the training size; Chu et al., ECCV 2022). It knows nothing of
+files, colours or microscopes: see `weights` for loading and for folding three-channel networks into one.
 
 Its hyperparameters are read off the shapes of the state dict, so no side file can disagree:
 
@@ -16,13 +16,14 @@ True
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ssai3d_rt.errors import MissingPackageError, WeightsError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     import torch.nn.functional as F
     from torch import Tensor, nn
@@ -51,7 +52,8 @@ class HasShape(Protocol):
     """Anything with a `shape`: a tensor or an array."""
 
     @property
-    def shape(self) -> Any: ...
+    def shape(self) -> Any:
+        """Sizes along the axes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,8 @@ class NAFBlock(nn.Module):
         y = self.gate(self.conv2(self.conv1(self.norm1(x))))
         x = x + self.conv3(y * self.sca(y)) * self.beta
         y = self.gate(self.conv4(self.norm2(x)))
-        return x + self.conv5(y) * self.gamma
+        out: Tensor = x + self.conv5(y) * self.gamma
+        return out
 
 
 class NAFNet(nn.Module):
@@ -158,8 +161,8 @@ class NAFNet(nn.Module):
     shape
         Hyperparameters.
     pool_window
-        Side of the pooling window in pixels of the input image (TLC: 1.5 x the training size); None pools over the whole
-        image, as in training.
+        Side of the pooling window in pixels of the input image (TLC: 1.5 x the training size); None pools over the
+        whole image, as in training.
     """
 
     def __init__(self, shape: NAFNetShape, pool_window: int | None = None) -> None:
@@ -199,7 +202,8 @@ class NAFNet(nn.Module):
         x = self.middle_blks(x)
         for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
             x = decoder(up(x) + skip)
-        return (self.ending(x) + padded)[..., :h, :w]
+        restored: Tensor = (self.ending(x) + padded)[..., :h, :w]
+        return restored
 
 
 def shape_of(state: Mapping[str, HasShape]) -> NAFNetShape:

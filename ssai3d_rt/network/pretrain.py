@@ -1,9 +1,9 @@
 """Pre-train a base network on synthetic images, from a seed to a shipped file in one command.
 
-No download is possible on a rig, so the base network is made here: sharp images from `deadleaves` are degraded the way a
-microscope degrades an axial slice (a directional Gaussian low-pass, planes further apart than pixels, photon and read
-noise, cubic interpolation back), and a NAFNet learns to undo it. Rows are the blurred axis (Z), as in every axial slice of
-this project. It does not know about microscopes' files or fine-tuning.
+No download is possible on a rig, so the base network is made here: sharp images from `deadleaves` are degraded the
+way a microscope degrades an axial slice (a directional Gaussian low-pass, planes further apart than pixels, photon
+and read noise, cubic interpolation back), and a NAFNet learns to undo it. Rows are the blurred axis (Z), as in every
+axial slice of this project. It does not know about microscopes' files or fine-tuning.
 
 The learning rate is constant and falls to zero over the last `decay` share of the run, so a run can be prolonged or cut
 short from its checkpoint without starting again; the result depends only on the settings.
@@ -20,9 +20,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +33,9 @@ from ssai3d_rt.network.nafnet import NAFNet, NAFNetShape
 from ssai3d_rt.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     import torch
 
 log = logging.getLogger(__name__)
@@ -110,17 +111,18 @@ def draw_degradation(rng: np.random.Generator) -> Degradation:
 def pairs(
     settings: PretrainSettings, pool: list[F32], iteration: int, device: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make one batch of (degraded, sharp) crops, each ``(N, 1, crop, crop)`` float32; the same for the same iteration."""
+    """Make the batch of one iteration: (degraded, sharp) crops, each ``(N, 1, crop, crop)`` float32."""
     import torch
 
     rng = np.random.default_rng([settings.seed, 77, iteration])
     margin = 24
     reach = min(settings.crop + 2 * margin, settings.side)
-    crops, ways = [], []
+    crops: list[F32] = []
+    ways: list[Degradation] = []
     while len(crops) < settings.batch:
         image = pool[rng.integers(len(pool))]
         y, x = rng.integers(0, settings.side - reach + 1, 2)
-        crop = np.rot90(image[y : y + reach, x : x + reach], rng.integers(4))
+        crop = np.rot90(image[y : y + reach, x : x + reach], int(rng.integers(4)))
         crop = crop[::-1] if rng.random() < 0.5 else crop
         if crop[margin:-margin, margin:-margin].std() < 0.01 and rng.random() < 0.95:
             continue  # nothing to learn from an empty field; a few stay in
@@ -172,7 +174,8 @@ def pretrain(
 
     Returns
     -------
-    Path of the safetensors file (weights rounded to half precision, so that a typed FP16 export holds the same numbers).
+    Path of the safetensors file (weights rounded to half precision, so that a typed FP16 export holds the same
+    numbers).
 
     Raises
     ------
@@ -217,7 +220,7 @@ def pretrain(
             error = (restored.float() - sharp).square().mean((1, 2, 3))
             loss = torch.log(error + 1e-4).mean() * (10 / math.log(10))  # PSNR loss, in dB
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
             keep = min(0.999, (iteration + 1) / (iteration + 10))

@@ -1,9 +1,10 @@
 """Load, import and list base networks.
 
-A network on disk is a safetensors file (weights, and a JSON record of how they were made in its metadata) or a published
-PyTorch checkpoint (`.pth`, read with ``weights_only=True``; never a pickle). Three-channel networks are folded into one
-channel at load: gray replicated to RGB at the input and averaged at the output is linear at both ends, so `intro` is summed
-over its input channels and `ending` averaged over its output channels, which changes nothing but rounding.
+A network on disk is a safetensors file (weights, and a JSON record of how they were made in its metadata) or a
+published PyTorch checkpoint (`.pth`, read with ``weights_only=True``; never a pickle). Three-channel networks are
+folded into one channel at load: gray replicated to RGB at the input and averaged at the output is linear at both
+ends, so `intro` is summed over its input channels and `ending` averaged over its output channels, which changes
+nothing but rounding.
 
 >>> [base.name for base in list_bases()][:1]
 ['base']
@@ -15,7 +16,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ from ssai3d_rt.errors import MissingPackageError, WeightsError
 from ssai3d_rt.network.nafnet import NAFNet, NAFNetShape, shape_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
 State = dict[str, npt.NDArray[np.float32]]
@@ -84,7 +86,7 @@ def user_folder() -> Path:
 
 def list_bases() -> list[BaseEntry]:
     """List the base networks that `load_network` knows by name, shipped ones first."""
-    entries = {}
+    entries: dict[str, BaseEntry] = {}
     for folder, shipped in ((SHIPPED, True), (user_folder(), False)):
         for path in sorted(folder.glob("*.safetensors")):
             entries.setdefault(path.stem, BaseEntry(path.stem, path, shipped))
@@ -219,7 +221,7 @@ def _read_checkpoint(path: Path) -> tuple[State, dict[str, Any]]:
     torch = _torch()
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  torch raises many kinds; all mean that the file cannot be used
+    except Exception as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{path} is not a checkpoint of weights alone: {reason}") from None
     for key in ("params_ema", "params", "state_dict"):
