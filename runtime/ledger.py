@@ -26,6 +26,7 @@ ledger knows whether the file under that name is its own. The ledger does not lo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -82,6 +83,10 @@ class State(str, Enum):
     """Vanished before it was done."""
 
 
+class LedgerError(StorageError):
+    """The ledger cannot be read or written."""
+
+
 class Fault(str, Enum):
     """Kind of a failure: what makes it worth another look."""
 
@@ -106,7 +111,7 @@ LEGAL: dict[State, frozenset[State]] = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is made of every stack: with another bundle or other parameters, another result is due."""
+    """What is made of every stack: another bundle or other parameters give another result."""
 
     bundle: str
     parameters: str
@@ -114,7 +119,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row: a snapshot. `content` is the SHA-256 of what was read; `nudge` the last submission taken into account."""
+    """One row: a snapshot. `content` is the SHA-256 of what was read, `nudge` the last marker taken into account."""
 
     id: int
     path: Path
@@ -156,7 +161,7 @@ class Ledger:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(
+            raise LedgerError(
                 f"cannot make the folder of the ledger {shown(path)}: {error.strerror or error}"
             ) from error
         self._lock = FileLock(path.with_name(path.name + ".lock"))
@@ -192,10 +197,10 @@ class Ledger:
         except sqlite3.Error as error:
             self._database.close()
             advice = "move it away, results on disk stay as they are"
-            raise StorageError(f"the ledger {shown(self.path)} cannot be used ({error}); {advice}") from error
+            raise LedgerError(f"the ledger {shown(self.path)} cannot be used ({error}); {advice}") from error
         if row is not None and row[0] != str(SCHEMA_VERSION):
             self._database.close()
-            raise StorageError(
+            raise LedgerError(
                 f"the ledger {shown(self.path)} has schema version {row[0]}, this ssai3d-rt writes {SCHEMA_VERSION}; "
                 "use the version that made it, or move it away"
             )
@@ -204,7 +209,7 @@ class Ledger:
         try:
             return self._database.execute(sql, values).lastrowid or 0
         except sqlite3.Error as error:
-            raise StorageError(
+            raise LedgerError(
                 f"the ledger {shown(self.path)} could not be written: {error}; is its disk full?"
             ) from error
 
@@ -263,6 +268,24 @@ class Ledger:
         )
         return new
 
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """Commit all changes made inside at once: for many new files, one wait for the disk instead of one each."""
+        self._database.execute("BEGIN")
+        try:
+            yield
+        finally:
+            try:
+                self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise LedgerError(f"the ledger {shown(self.path)} could not be written: {error}") from error
+
+    def note(self, key: str, value: str) -> None:
+        """Keep a word for `status`, such as why the daemon waits."""
+        self._commit(
+            "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value", (key, value)
+        )
+
     def entries(self) -> Iterator[Entry]:
         """Every row of this job, in the order in which the files were seen."""
         return self._select("ORDER BY id")
@@ -303,7 +326,7 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10
         )
     except sqlite3.Error as error:
-        raise StorageError(f"the ledger {shown(path)} cannot be opened: {error}") from error
+        raise LedgerError(f"the ledger {shown(path)} cannot be opened: {error}") from error
     database.row_factory = sqlite3.Row
     return database
 

@@ -1,0 +1,77 @@
+"""How the daemon works: every key of its settings, with defaults that suit a rig.
+
+In a settings file they stand in a table of their own:
+
+```toml
+[watch]
+quiet_s = 2.0              # a file must be unchanged for so long, where it does not say itself that it is whole
+incomplete_after_s = 60.0  # a file that stays incomplete for so long is listed as failed (and taken up when it grows)
+```
+
+>>> WatchSettings.of({"quiet": 3})
+Traceback (most recent call last):
+ssai3d_rt.errors.ConfigError: settings: unknown key "quiet"; did you mean "quiet_s"?
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ssai3d_rt.config import Settings
+
+
+class WatchSettings(Settings):
+    """Settings of `watch`.
+
+    Parameters
+    ----------
+    quiet_s
+        A file must be unchanged for so long, unless it says itself that it is whole and was closed, or was submitted.
+    scan_s
+        Time between two full scans, which find what events missed.
+    incomplete_after_s
+        A file that is not whole and unchanged for so long is listed as failed; it is taken up again when it changes.
+    observer
+        Where hints come from: ``native`` events, ``polling``, ``off`` (scans only), ``auto`` polls network folders.
+    poll_s
+        Time between two looks of a polling observer.
+    attempts
+        A stack on which the restoring process fails so often is listed as failed.
+    stall_s, start_s
+        The restoring process is thrown away when it says nothing for so long, at work and while it starts.
+    stop_s
+        When asked to stop, a stack in work may take so long to finish before it is given up (and resumed next time).
+    threads
+        Threads of the restoring process; absent: the backend decides.
+    nice
+        How far the restoring process steps back for others (0 to 19, Linux; on Windows it is always below normal).
+    reserve_bytes
+        Room on the results' disk that is never used.
+    backend, allow_cpu
+        Backend to restore with, and whether a CPU may do.
+    voxel_z_um, voxel_xy_um
+        Voxel size for files that do not say theirs.
+    ledger
+        The ledger's file, on a local disk; absent: inside the output folder.
+    """
+
+    quiet_s: float = Field(default=2.0, ge=0)
+    scan_s: float = Field(default=5.0, gt=0)
+    incomplete_after_s: float = Field(default=60.0, gt=0)
+    observer: Literal["auto", "native", "polling", "off"] = "auto"
+    poll_s: float = Field(default=2.0, gt=0)
+    attempts: int = Field(default=3, ge=1)
+    stall_s: float = Field(default=600.0, gt=0)
+    start_s: float = Field(default=1800.0, gt=0)
+    stop_s: float = Field(default=10.0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    nice: int = Field(default=10, ge=0, le=19)
+    reserve_bytes: int = Field(default=1 << 30, ge=0)
+    backend: str = "auto"
+    allow_cpu: bool = True
+    voxel_z_um: float | None = Field(default=None, gt=0)
+    voxel_xy_um: float | None = Field(default=None, gt=0)
+    ledger: Path | None = None
