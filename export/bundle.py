@@ -241,7 +241,7 @@ def write_bundle(
     temporary = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
-        text = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+        text = manifest.model_dump_json(indent=2) + "\n"
         for name, data in {**contents, MANIFEST: text.encode()}.items():
             with open(temporary / name, "wb") as file:
                 file.write(data)
@@ -273,7 +273,7 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not overwrite:
-        raise BundleError(f"{folder} exists already; choose another name or allow it to be overwritten")
+        raise BundleError(f"{folder} exists already; choose another name, or replace it with --overwrite")
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
         raise BundleError(f"{folder} exists and is not a bundle; it is not overwritten")
 
