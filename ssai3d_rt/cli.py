@@ -1,0 +1,123 @@
+"""The command line `ssai3d-rt`: the table of commands, and what becomes of failures.
+
+The commands themselves are in `ssai3d_rt.commands`. An expected failure (`Ssai3dError`, or a file the system refuses)
+prints one line on stderr and exits with 1; a wrong usage exits with 2; Ctrl-C with 130. Anything else is a defect: one
+line says where its traceback was saved, and ``--debug`` prints it.
+
+>>> main(["version"])
+0
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ssai3d_rt import console
+from ssai3d_rt.commands import adaptation, house, rig
+from ssai3d_rt.errors import Ssai3dError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="ssai3d-rt",
+    help="Isotropic 3D microscopy on the acquisition rig: adapt, export and run axial restoration.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+weights_app = typer.Typer(no_args_is_help=True, help="List, import and train base networks.")
+
+EXAMPLES: dict[str, str] = {}
+"""Every command's example, as its help shows it."""
+
+
+def _add(group: typer.Typer, name: str, function: Callable[..., Any], example: str) -> None:
+    """Add a command with its example."""
+    path = f"weights {name}" if group is weights_app else name
+    EXAMPLES[path] = example
+    group.command(name, epilog=f"Example: {example}")(function)
+
+
+_add(app, "demo", house.demo, "ssai3d-rt demo --source simulation -o demo-out")
+_add(app, "calibrate", adaptation.calibrate, "ssai3d-rt calibrate cells.tif -o rig.toml --voxel-z 0.4 --voxel-xy 0.1")
+_add(app, "finetune", adaptation.finetune, "ssai3d-rt finetune cells.tif -o cells-model --rig rig.toml --minutes 5")
+_add(app, "export", adaptation.export, "ssai3d-rt export cells-model -o cells.ssai3d --engine tensorrt-rtx")
+_add(app, "restore", rig.restore, "ssai3d-rt restore cells.tif -o isotropic --bundle cells.ssai3d --trust")
+# _add(app, "watch", rig.watch, "ssai3d-rt watch incoming -o isotropic --bundle cells.ssai3d")
+# _add(app, "submit", rig.submit, "ssai3d-rt submit incoming/cells_001.ome.tif -o isotropic")
+# _add(app, "status", rig.status, "ssai3d-rt status isotropic --json")
+_add(app, "doctor", house.doctor, "ssai3d-rt doctor --json")
+app.add_typer(weights_app, name="weights")
+_add(weights_app, "list", house.weights_list, "ssai3d-rt weights list")
+_add(weights_app, "import", house.weights_import, "ssai3d-rt weights import NAFNet-REDS-width64.pth --name reds64")
+_add(weights_app, "pretrain", house.weights_pretrain, "ssai3d-rt weights pretrain -o my-base --iterations 10000")
+_add(app, "version", house.version, "ssai3d-rt version")
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        house.version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Isotropic 3D microscopy on the acquisition rig: adapt, export and run axial restoration."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Parameters
+    ----------
+    argv
+        The arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    console.log_to_stderr(logging.DEBUG if debug else logging.WARNING)
+    try:
+        app(args=arguments, prog_name="ssai3d-rt")
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        if status == INTERRUPTED:
+            console.fail("interrupted")
+        return status
+    except KeyboardInterrupt:
+        console.fail("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        console.fail(_explain(error, arguments))
+        return 1
+    return 0
+
+
+def _explain(error: Exception, arguments: list[str]) -> str:
+    """Return the one line about a failure; an unexpected one is saved first."""
+    if isinstance(error, Ssai3dError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    saved = console.save_traceback(error, arguments)
+    where = f"its traceback is in {saved}" if saved else "run it again with --debug for the traceback"
+    return f"unexpected failure, please report it: {type(error).__name__}: {error}; {where}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The command line's promises: help with an example, exit codes, one line on stderr, JSON as the last line."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import pytest
+from command_lines import parse
+
+import ssai3d_rt
+from ssai3d_rt import cli, console
+from ssai3d_rt.commands import house
+from ssai3d_rt.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Run = Callable[..., tuple[int, str, str]]
+
+ALL = (
+    "demo",
+    "calibrate",
+    "finetune",
+    "export",
+    "restore",
+    "watch",
+    "submit",
+    "status",
+    "doctor",
+    "weights list",
+    "weights import",
+    "weights pretrain",
+    "version",
+)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command line in this process: (exit status, stdout, stderr)."""
+    monkeypatch.setenv("SSAI3D_RT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        status = cli.main(list(arguments))
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_the_commands_are_those_documented() -> None:
+    assert sorted(cli.EXAMPLES) == sorted(ALL)
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_help_has_an_example_of_itself(command: str, run: Run) -> None:
+    status, out, err = run(*command.split(), "--help")
+    assert (status, err) == (0, "")
+    text = " ".join(out.split())
+    assert f"Example: ssai3d-rt {command}" in text
+    assert "--debug" in text
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_the_example_parses(command: str) -> None:
+    program, *arguments = shlex.split(cli.EXAMPLES[command])
+    assert program == "ssai3d-rt"
+    assert parse(arguments) == command
+
+
+def test_version(run: Run) -> None:
+    status, out, err = run("--version")
+    assert (status, out, err) == (0, f"ssai3d-rt {ssai3d_rt.__version__}\n", "")
+    status, out, _ = run("version", "--json")
+    assert json.loads(out) == {"version": ssai3d_rt.__version__}
+
+
+def test_doctor(run: Run) -> None:
+    status, out, err = run("doctor", "--json")
+    report = json.loads(out.splitlines()[-1])
+    assert status == (0 if report["can_restore"] else 1)
+    assert len(err.splitlines()) == status
+    checks = {(c["group"], c["name"]): c for c in report["checks"]}
+    assert checks["packages", "core"]["state"] == "ok"
+    assert {"cpu", "train", "tensorrt", "tensorrt-rtx", "demo"} <= {
+        name for group, name in checks if group == "packages"
+    }
+    for check in report["checks"]:
+        assert (check["state"] == "ok") <= (check["next_step"] == "")
+    status, out, _ = run("doctor")
+    assert "machine" in out
+    assert "backends" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["restor"], "restore"),
+        (["restore"], "STACK"),
+        (["calibrate", "cells.tif", "--voxelz", "3"], "--voxel-z"),
+        (["finetune", "cells.tif", "-o", "m", "--layers", "most"], "most"),
+        (["export", "model", "-o", "x.ssai3d", "--engine", "cuda"], "cuda"),
+    ],
+    ids=["command", "argument", "option", "layers", "engine"],
+)
+def test_wrong_usage_exits_with_2_and_says_what(arguments: list[str], said: str, run: Run) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_an_expected_failure_is_one_line(run: Run, tmp_path: Path) -> None:
+    missing = tmp_path / "nothing.tif"
+    status, out, err = run("calibrate", str(missing), "-o", str(tmp_path / "rig.toml"))
+    assert (status, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert str(missing) in err
+    assert not (tmp_path / "rig.toml").exists()
+
+
+def test_an_unexpected_failure_is_one_line_and_its_traceback_is_saved(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(record: object, **options: object) -> None:
+        raise ZeroDivisionError("planted\nhere")
+
+    monkeypatch.setattr(console, "emit", broken)
+    status, out, err = run("version")
+    assert (status, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    saved = re.search(r"its traceback is in (\S+)", err)
+    assert saved is not None
+    assert saved[1].startswith(str(tmp_path / "home"))
+    assert "ZeroDivisionError: planted" in Path(saved[1]).read_text(encoding="utf-8")
+    status, _, err = run("version", "--debug")
+    assert status == 1
+    assert "Traceback (most recent call last)" in err
+
+
+def test_a_file_that_the_system_refuses_is_an_expected_failure(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(record: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "x"))
+
+    monkeypatch.setattr(console, "emit", refused)
+    assert run("version") == (1, "", f"ssai3d-rt: Permission denied: {tmp_path / 'x'}\n")
+
+
+def test_a_message_of_several_lines_becomes_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(record: object, **options: object) -> None:
+        raise InputError("first\n   second")
+
+    monkeypatch.setattr(console, "emit", broken)
+    assert run("version") == (1, "", "ssai3d-rt: first second\n")
+
+
+def test_ctrl_c_exits_with_130_and_a_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(record: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "emit", interrupted)
+    assert run("version") == (130, "", "ssai3d-rt: interrupted\n")
+
+
+def test_the_demo_offers_every_source() -> None:
+    from ssai3d_rt.demo.microscope import SOURCES
+
+    assert sorted(get_args(house.Source)) == sorted(SOURCES)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_lines_without_a_terminal() -> None:
+    stream = io.StringIO()
+    with console.progress_to(stream) as progress:
+        for done in range(1, 101):
+            progress(f"fine-tune, loss {-done / 10:.1f} dB", done, 100)
+    assert stream.getvalue().splitlines() == ["fine-tune, loss -0.1 dB: 1/100", "fine-tune, loss -10.0 dB: 100/100"]
+
+
+def test_progress_is_a_bar_per_stage_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with console.progress_to(stream) as progress:
+        progress("restore", 1, 4)
+        progress("publish", 0, 1)
+        progress("restore", 4, 4)
+    assert "restore" in stream.getvalue()
+    assert "4/4" in stream.getvalue()
+    assert "publish" in stream.getvalue()
+
+
+def test_json_keeps_stdout_for_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress_bar(as_json=True) as progress:
+        progress("restore", 1, 1)
+    console.emit({"stacks": 1, "path": Path("a")}, as_json=True)
+    out, err = capsys.readouterr()
+    assert (json.loads(out), err) == ({"stacks": 1, "path": "a"}, "")
