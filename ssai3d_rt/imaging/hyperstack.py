@@ -118,6 +118,8 @@ def _shaped_axes(source: TiffSource, meta: dict[str, Any]) -> Axes:
     named = [(letter, size) for letter, size in zip(letters, outer, strict=True) if size > 1]
     if len(named) == 1 and named[0][0] not in "TC":
         named = [("Z", named[0][1])]
+    if not named and len(source.pages) > 1:  # written page by page, each with a description of its own
+        return [("Z", len(source.pages))]
     if not named:
         raise InputError(f"{name}: holds a single image, not a z-stack")
     if {letter for letter, _ in named} - set("TCZ") or len({letter for letter, _ in named}) < len(named):

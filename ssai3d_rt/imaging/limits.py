@@ -1,10 +1,11 @@
 """What to say about a stack that can be restored, but for which the method was not made.
 
-SSAI-3D's article states its own limits: anisotropy beyond about 7x, very noisy data, coherent (complex) PSFs such as OCT.
-The first is checked here, with what makes a stack too poor to learn from: few planes, saturation, no contrast. Noise
-is measured by calibration; the kind of microscope no file says.
+SSAI-3D's article states its own limits: anisotropy beyond about 7x, very noisy data, coherent (complex) PSFs such as
+OCT. The first is checked here, with what makes a stack too poor to learn from: few planes, saturation, no contrast.
+Noise is measured by calibration; the kind of microscope no file says.
 
 >>> import numpy as np
+>>> from ssai3d_rt.imaging import Stack
 >>> stack = Stack(np.arange(6 * 64, dtype=np.uint16).reshape(6, 8, 8), voxel_um=(3.0, 0.0852, 0.0852))
 >>> limits(stack)
 ["35x anisotropy is outside the method's limits (about 7x): expect invented detail along z, check with --trust"]
@@ -12,11 +13,15 @@ is measured by calibration; the kind of microscope no file says.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ssai3d_rt.errors import InputError
 from ssai3d_rt.imaging.openfile import shown
-from ssai3d_rt.imaging.stack import Stack
+
+if TYPE_CHECKING:
+    from ssai3d_rt.imaging.stack import Stack
 
 MAX_ANISOTROPY = 7.0
 """Beyond this the restoration is "worse" by the SSAI-3D article's own statement of limits."""
@@ -34,14 +39,15 @@ def limits(stack: Stack) -> list[str]:
     warnings = []
     planes = stack.data.shape[0]
     if stack.anisotropy > MAX_ANISOTROPY:
+        times = f"{stack.anisotropy:.0f}" if stack.anisotropy >= 10 else f"{stack.anisotropy:.1f}"
         warnings.append(
-            f"{stack.anisotropy:.3g}x anisotropy is outside the method's limits (about {MAX_ANISOTROPY:.0f}x): "
+            f"{times}x anisotropy is outside the method's limits (about {MAX_ANISOTROPY:.0f}x): "
             "expect invented detail along z, check with --trust"
         )
     elif stack.anisotropy < MIN_ANISOTROPY:
         warnings.append(
-            f"planes are closer ({stack.voxel_um[0]:.3g} um) than pixels ({stack.lateral_um:.3g} um): the method is made "
-            "for coarser planes, and z will be resampled to fewer"
+            f"planes are closer ({stack.voxel_um[0]:.3g} um) than pixels ({stack.lateral_um:.3g} um): "
+            "the method is made for coarser planes, and z will be resampled to fewer"
         )
     if planes < FEW_PLANES:
         warnings.append(

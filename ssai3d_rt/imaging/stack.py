@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ssai3d_rt.errors import InputError, VoxelSizeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DTYPES = ("uint8", "uint16", "float32")
 """Names of the sample types that a stack may hold."""
@@ -83,4 +86,4 @@ class Stack:
     @property
     def isotropic_planes(self) -> int:
         """Planes after resampling Z to the lateral pixel, first and last plane kept inside."""
-        return math.floor((self.data.shape[0] - 1) * self.anisotropy + 1e-6) + 1
+        return math.floor((int(self.data.shape[0]) - 1) * self.anisotropy + 1e-6) + 1
