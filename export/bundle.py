@@ -192,6 +192,16 @@ class Bundle:
         """Side of a tile in pixels."""
         return self.manifest.tile
 
+    def weights(self) -> bytes:
+        """Read the adapted weights (safetensors), their hash checked again.
+
+        Raises
+        ------
+        BundleError
+            They were changed or removed since the bundle was opened.
+        """
+        return _verified(self.folder, WEIGHTS, self.manifest.files[WEIGHTS])
+
     @property
     def onnx_sha256(self) -> str:
         """Hash of the ONNX file; engines are keyed by it."""

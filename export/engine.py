@@ -127,7 +127,7 @@ def engine_from_bundle(
         load_engine(path)
         return path
     start = time.monotonic()
-    log = _log(trt)
+    log = trt_log(trt)
     engine = _build(trt, log, bundle, targets if backend == "tensorrt-rtx" else (), batches, _Watch(progress, cancel))
     note = EngineNote(
         backend=backend,
@@ -264,7 +264,7 @@ def _monitor(trt: Any, watch: _Watch) -> Any:
     return Monitor()
 
 
-def _log(trt: Any) -> Any:
+def trt_log(trt: Any) -> Any:
     """Make a logger that keeps warnings and the last error instead of printing them."""
 
     class Log(trt.ILogger):  # type: ignore[misc]  # the base comes at run time

@@ -1,0 +1,107 @@
+"""OpenVINO on the CPU: often the fastest without a GPU, most of all where the CPU computes in bfloat16.
+
+Tiles are single requests spread over a few streams, which on several cores is faster than batches; threads are not
+pinned to cores, as the acquisition may need those. Bfloat16 is tried first where the CPU has it; the golden tiles
+decide.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ssai3d_rt.errors import BackendError, MissingPackageError
+from ssai3d_rt.export.bundle import INPUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ssai3d_rt.export.bundle import Bundle
+
+NAME = "openvino"
+
+Float = npt.NDArray[np.float32]
+
+
+def why_not() -> str | None:
+    """Return None where it can run, else a sentence that says what to do."""
+    return None if find_spec("openvino") else str(MissingPackageError("openvino", extra="cpu"))
+
+
+def candidates(bundle: Bundle, threads: int | None) -> Iterator[OpenVinoRunner]:
+    """Load the bundle in each precision that the CPU offers, the fastest first."""
+    import openvino
+
+    core = openvino.Core()
+    offered = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for precision in ("bf16", "f32") if "BF16" in offered else ("f32",):
+        yield OpenVinoRunner(bundle, core, precision, threads)
+
+
+class OpenVinoRunner:
+    """See `Runner`.
+
+    Parameters
+    ----------
+    bundle
+        To run.
+    core
+        An ``openvino.Core``.
+    precision
+        ``bf16`` or ``f32``.
+    threads
+        Threads to use; None takes all cores.
+    """
+
+    name = NAME
+
+    def __init__(self, bundle: Bundle, core: Any, precision: str, threads: int | None) -> None:
+        import openvino
+
+        options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "ENABLE_CPU_PINNING": False,
+        }
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        self.tile = bundle.tile
+        self.bundle_id = bundle.bundle_id
+        self._shape = (1, bundle.manifest.channels, self.tile, self.tile)
+        try:
+            model = core.read_model(bundle.onnx)
+            model.reshape({INPUT: list(self._shape)})
+            compiled = core.compile_model(model, "CPU", options)
+            self._queue: Any = openvino.AsyncInferQueue(compiled, 0)  # 0: as many requests as streams
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot load {bundle.folder}: {_first_line(error)}") from None
+        streams = len(self._queue)
+        self.batch = 4 * streams
+        self.detail = f"{precision} on the CPU, {streams} stream{'s' if streams > 1 else ''}"
+
+    def run(self, tiles: Float) -> Float:
+        """See `Runner.run`."""
+        out = np.empty_like(tiles)
+
+        def keep(request: Any, at: int) -> None:
+            out[at] = request.get_output_tensor().data[0]
+
+        try:
+            self._queue.set_callback(keep)
+            for at in range(len(tiles)):
+                self._queue.start_async({INPUT: tiles[at : at + 1]}, at)
+            self._queue.wait_all()
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO failed: {_first_line(error)}") from None
+        return out
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        self._queue = None
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
