@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,12 +27,15 @@ from ssai3d_rt.imaging.read import read_stack
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.write import write_ome_tiff
 from ssai3d_rt.progress import Progress, silent
+from ssai3d_rt.runtime.publish import result_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
 
+    from ssai3d_rt.adapt.model import AdaptedModel
+    from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.export.bundle import Bundle
     from ssai3d_rt.imaging.stack import Array
 
@@ -69,8 +72,6 @@ class Plan:
         Stacks to restore, after the first one.
     size_px
         Edge of the simulated samples.
-    tile_px
-        Tile of the exported network.
     iterations
         Fine-tuning iterations; None tunes for the given minutes.
     engine
@@ -81,7 +82,6 @@ class Plan:
 
     stacks: int = 3
     size_px: int = 96
-    tile_px: int = 96
     iterations: int | None = None
     engine: bool = True
     patience_s: float = 120.0
@@ -145,7 +145,9 @@ def run_demo(
     with clock.step("finetune"):
         model = _finetune(stack, rig, minutes, seed, plan, out, progress)
     with clock.step("export"):
-        bundle = _export(model, plan, out, progress)
+        from ssai3d_rt.export import export_bundle
+
+        bundle = export_bundle(model, out / "cells.ssai3d", progress=progress)
     engine = "not asked for"
     if plan.engine:
         with clock.step("engine"):
@@ -153,14 +155,14 @@ def run_demo(
     with clock.step("watch"):
         shots = _watch(camera, seed, plan, out, progress)
     with clock.step("report"):
-        base = _base_network()
+        base = _base_network(model, bundle)
         figures = []
         for number, shot in enumerate(shots):
             progress("measure the results", number, len(shots))
             published = _published(out / "isotropic", shot.path)
             if published is None:
                 raise ConfigError(f"{out / 'isotropic'} was changed while the demo was running; run it again")
-            views = _views(shot, published, base, plan)
+            views = _views(shot, published, base, bundle.manifest.tile)
             figures.append(measure(views, max(0.0, published.stat().st_mtime - shot.ended_s)))
             if number == 0:
                 from ssai3d_rt.demo.picture import draw
@@ -176,6 +178,7 @@ def run_demo(
         picture=out / "slices.png",
         bundle=out / "cells.ssai3d",
         engine=engine,
+        tuned=model.record.kept == "tuned",
     )
     (out / "report.json").write_text(json.dumps(result.record(), indent=2) + "\n", "utf-8")
     return result
@@ -234,7 +237,7 @@ def _shoot(camera: Source, path: Path, sample: Sample) -> Shot:
     return Shot(path, sample, truth, time.time())
 
 
-def _calibrate(stack: Stack, out: Path, progress: Progress) -> Any:
+def _calibrate(stack: Stack, out: Path, progress: Progress) -> RigProfile:
     from ssai3d_rt.calibration import calibrate
     from ssai3d_rt.calibration.picture import draw_spectra
 
@@ -246,35 +249,27 @@ def _calibrate(stack: Stack, out: Path, progress: Progress) -> Any:
     return rig
 
 
-def _finetune(stack: Stack, rig: Any, minutes: float, seed: int, plan: Plan, out: Path, progress: Progress) -> Any:
+def _finetune(
+    stack: Stack, rig: RigProfile, minutes: float, seed: int, plan: Plan, out: Path, progress: Progress
+) -> AdaptedModel:
     from ssai3d_rt.adapt.finetune import FinetuneSettings, finetune
 
-    budget: dict[str, Any] = {"minutes": minutes} if plan.iterations is None else {"iterations": plan.iterations}
-    model = finetune(stack, rig, settings=FinetuneSettings(seed=seed, **budget), progress=progress)
-    model.save(out / "model")
-    return model
-
-
-def _export(model: Any, plan: Plan, out: Path, progress: Progress) -> Bundle:
-    from ssai3d_rt.export import export_bundle
-
-    return export_bundle(model, out / "cells.ssai3d", tile=plan.tile_px, progress=progress)
+    settings = FinetuneSettings(minutes=minutes, iterations=plan.iterations, seed=seed)
+    return finetune(stack, rig, settings=settings, folder=out / "model", progress=progress)
 
 
 def _build_engine(bundle: Bundle, out: Path, progress: Progress) -> str:
     """Build a TensorRT-for-RTX engine where the builder is installed; otherwise say why there is none."""
     from ssai3d_rt.export.engine import engine_from_bundle
 
-    progress("build a TensorRT-for-RTX engine", 0, 1)
     try:
-        engine = engine_from_bundle(bundle, "tensorrt-rtx", out / "engines")
+        engine = engine_from_bundle(bundle, "tensorrt-rtx", out / "engines", progress=progress)
     except MissingPackageError as error:
         said = str(error)
     except Ssai3dError as error:
         said = f"failed: {error}"
     else:
         said = str(engine)
-    progress("build a TensorRT-for-RTX engine", 1, 1)
     return said
 
 
@@ -300,34 +295,26 @@ def _watch(camera: Source, seed: int, plan: Plan, out: Path, progress: Progress)
 
 def _published(isotropic: Path, raw: Path) -> Path | None:
     """Find the result that watch published for `raw`, or None while there is none."""
-    stem = raw.name.split(".")[0]
-    found = sorted(path for path in isotropic.rglob(f"{stem}*.ome.tif") if not path.name.startswith("."))
-    return found[0] if found else None
+    path = isotropic / result_name(raw.name)
+    return path if path.exists() else None
 
 
-def _base_network() -> Network:
-    """Return the base network as shipped, run by PyTorch."""
-    import torch
-
+def _base_network(model: AdaptedModel, bundle: Bundle) -> Network:
+    """Return the network that fine-tuning started from, run by PyTorch as the bundle's network is."""
+    from ssai3d_rt.adapt.finetune import torch_network
     from ssai3d_rt.network.weights import load_network, network_from
 
-    network = network_from(load_network("base").state)
-
-    def run(tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            return np.asarray(network(torch.from_numpy(np.ascontiguousarray(tiles))).numpy())
-
-    return run
+    return torch_network(network_from(load_network(model.record.base).state, bundle.manifest.network.pool_window_px))
 
 
-def _views(shot: Shot, published: Path, base: Network, plan: Plan) -> Views:
+def _views(shot: Shot, published: Path, base: Network, tile: int) -> Views:
     """Bring the volumes of one stack onto one grid and one scale."""
     raw, restored = read_stack(shot.path), read_stack(published)
 
     def scale(counts: Array) -> npt.NDArray[np.float32]:
         return counts.astype(np.float32) if shot.truth is None else shot.sample.on_truth_scale(counts)
 
-    zero_shot = restore_array(raw.data, raw.voxel_um, base, tile=plan.tile_px)
+    zero_shot = restore_array(raw.data, raw.voxel_um, base, tile=tile)
     if shot.truth is not None:
         folder = published.parents[0].parent / "truth"
         folder.mkdir(exist_ok=True)

@@ -109,6 +109,8 @@ class DemoResult:
         The exported bundle.
     engine
         The TensorRT-for-RTX engine that was built, or the reason why there is none.
+    tuned
+        Whether fine-tuning was better than the base network on held-out planes; otherwise the base was kept.
     """
 
     source: str
@@ -119,6 +121,7 @@ class DemoResult:
     picture: Path
     bundle: Path
     engine: str
+    tuned: bool
 
     @property
     def mean(self) -> StackFigures:
@@ -139,6 +142,7 @@ class DemoResult:
             **{f"{name}_ssim": _json(step.ssim) if step else None for name, step in steps.items()},
             "seconds": round(self.seconds, 1),
             "steps_s": {name: round(seconds, 1) for name, seconds in self.steps.items()},
+            "tuned": self.tuned,
             "engine": self.engine,
             "bundle": str(self.bundle),
             "picture": str(self.picture),

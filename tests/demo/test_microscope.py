@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from ssai3d_rt.imaging.read import read_stack
 
 from ssai3d_rt.demo.microscope import (
     SOURCES,
@@ -19,6 +18,7 @@ from ssai3d_rt.demo.microscope import (
 )
 from ssai3d_rt.demo.sample import Sample
 from ssai3d_rt.errors import ConfigError, IncompleteError
+from ssai3d_rt.imaging.read import read_stack
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,7 +27,7 @@ def views() -> Views:
 def result(views: Views, *more: Views) -> DemoResult:
     stacks = tuple(measure(each, 2.0 + number) for number, each in enumerate((views, *more)))
     out = Path("demo-out")
-    return DemoResult("simulation", out, stacks, 99.04, {"acquire": 1.25}, out / "slices.png", out / "b", "none")
+    return DemoResult("simulation", out, stacks, 99.04, {"acquire": 1.25}, out / "slices.png", out / "b", "none", True)
 
 
 def printed(result: DemoResult, width: int = 120) -> str:
