@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -24,7 +25,9 @@ SHARED_DATA = PROJECT.parent / "shared" / "data"
 FD_FOLDER = Path("/proc/self/fd")
 LIVING_THREADS = ("pytest", "QueueFeederThread", "TMonitor", "MainThread")
 """Name prefixes of threads that third-party packages keep for the whole process on purpose."""
-NOT_OURS = ("/proc", "/dev", "/sys", "/usr", "/lib", "/etc", sys.prefix, sys.base_prefix)
+WATCHED = tuple(str(folder) for folder in (Path(tempfile.gettempdir()).resolve(), PROJECT, SHARED_DATA))
+UNWATCHED = tuple(str(folder) for folder in (sys.prefix, PROJECT / ".venv", PROJECT / ".hypothesis"))
+"""Open files are looked for where tests work; packages may keep their own logs and libraries open."""
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +90,6 @@ def _open_files() -> set[str]:
             name = os.readlink(entry)
         except OSError:  # the descriptor that lists the folder
             continue
-        if name.startswith("/") and not name.endswith(" (deleted)") and not name.startswith(NOT_OURS):
+        if name.startswith(WATCHED) and not name.startswith(UNWATCHED) and not name.endswith(" (deleted)"):
             names.add(name)
     return {name for name in names if Path(name).is_file()}

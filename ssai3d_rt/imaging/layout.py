@@ -79,9 +79,13 @@ class Position:
                 f"{shown(self.path)}: its planes differ in size or type ({words}); save them as separate files"
             )
         if planes == 1:
-            what = f"{times} time points of one plane" if times > 1 else f"{channels} channel(s) of one plane"
-            hint = "; if its time points are planes, save them as slices" if times > 1 else ""
-            raise InputError(f"{shown(self.path)}: holds {what}, not a z-stack{hint}")
+            what = f"{times} time points" if times > 1 else f"{channels} channels" if channels > 1 else "one image"
+            hint = (
+                ", not a z-stack"
+                if what == "one image"
+                else " of one plane each; if these are planes, save them as slices"
+            )
+            raise InputError(f"{shown(self.path)}: holds {what}{hint}")
 
     @property
     def shape(self) -> tuple[int, int, int]:

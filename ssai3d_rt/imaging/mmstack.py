@@ -12,6 +12,7 @@ Format: micro-manager.org, "Micro-Manager File Formats"; constants as written by
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ def _first_of_set(source: TiffSource, pool: SourcePool) -> TiffSource:
     if match is None:
         return source
     base = source.path.with_name(match["base"] + match["suffix"])
-    if not base.is_file():
+    if not os.path.isfile(base):
         return source
     first = pool.open(base)
     return first if first.is_micro_manager and _continues(_index_map(first), _index_map(source)) else source
@@ -134,7 +135,7 @@ def _followers(source: TiffSource, index: Index, pool: SourcePool) -> list[TiffS
     stem, suffix = _split(source.path)
     followers: list[TiffSource] = []
     seen = dict(index)
-    while (path := source.path.with_name(f"{stem}_{len(followers) + 1}{suffix}")).is_file():
+    while os.path.isfile(path := source.path.with_name(f"{stem}_{len(followers) + 1}{suffix}")):
         follower = pool.open(path)
         if not follower.is_micro_manager or not _continues(seen, more := _index_map(follower)):
             break

@@ -12,6 +12,7 @@ is gathered from them all.
 from __future__ import annotations
 
 import logging
+import os
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -179,7 +180,7 @@ def _locate(
     dropped = 0
     for block in image.blocks:
         path = _file_of(block, source, own_uuid)
-        if path != source.path and not path.exists():
+        if path != source.path and not os.path.exists(path):
             _log.info("%s: %s is not there", shown(source.path), shown(path.name))
             continue
         holder = source if path == source.path else pool.open(path)

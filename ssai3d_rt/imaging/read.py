@@ -21,6 +21,7 @@ A file gives the positions that lie in it; a folder gives all positions of the o
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,6 @@ from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.voxel import resolve_voxel
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
 
     from ssai3d_rt.imaging.stack import Array
@@ -313,7 +313,7 @@ def _numbered(positions: list[Position]) -> list[Position]:
 
 def _files_of(path: Path) -> list[Path]:
     """Return the file itself, or the TIFF files of the one acquisition in a folder."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # False, not an error, for names that cannot be
         return [path]
     files = sorted(
         p for p in path.iterdir() if p.name.lower().endswith((".tif", ".tiff")) and not p.name.startswith(".")

@@ -188,7 +188,7 @@ class TiffSource:
                 self.byteorder: Literal["<", ">"] = tiff.byteorder
                 self._refuse_other_kinds(tiff)
                 self.description = tiff.pages.first.description if not self.is_micro_manager else ""
-                self.imagej: dict[str, Any] | None = tiff.imagej_metadata
+                self.imagej: dict[str, Any] | None = None if self.is_micro_manager else tiff.imagej_metadata
                 self.resolution = _resolution(tiff.pages.first)
                 self.page_metadata: dict[str, Any] = _page_metadata(tiff.pages.first)
                 self.pages = [self._checked(tiff.pages[i], offset, i) for i, offset in enumerate(offsets)]
@@ -207,6 +207,8 @@ class TiffSource:
                 f"{shown(self.path)}: part of an NDTiff data set, which cannot be read; "
                 "save as image stack files or as OME-TIFF"
             )
+        if self.is_micro_manager:  # asking for more would parse display settings that are often damaged
+            return
         if others := sorted(tiff.flags - _READABLE_FLAGS):
             raise InputError(f"{shown(self.path)}: a TIFF of kind {', '.join(others)}; export it as OME-TIFF")
 
