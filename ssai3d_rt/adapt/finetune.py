@@ -5,107 +5,43 @@ planes of the stack restored once by the base network: raw planes hold the haze 
 a network tuned on them learns to keep it. The base itself is a candidate: tuning that does not raise the PSNR of
 held-out pairs is not used.
 
-Interrupted runs go on from the checkpoint in `folder`. With `iterations` the result depends on the seed alone; with
-`minutes` the number of iterations is measured first and then fixed.
+It knows what to learn from and where the weights come from; the loop itself is `train`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
 import time
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from ssai3d_rt.adapt.mask import Layers, layer_mask, open_layers
-from ssai3d_rt.adapt.model import AdaptedModel, Check, Fingerprint, ModelRecord
+from ssai3d_rt.adapt.model import AdaptedModel, Fingerprint, ModelRecord
 from ssai3d_rt.adapt.pairs import Noise, Pairs
 from ssai3d_rt.adapt.psf import ARTICLE_STD_PX, psf_bank
-from ssai3d_rt.config import Settings
-from ssai3d_rt.errors import ConfigError, InputError
+from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
+from ssai3d_rt.adapt.train import CHECKPOINT, train
+from ssai3d_rt.errors import InputError
 from ssai3d_rt.imaging.axial import Network, deblur_axial, resample_z
 from ssai3d_rt.imaging.normalise import Normalisation
 from ssai3d_rt.imaging.stack import Stack
-from ssai3d_rt.network.weights import LoadedNetwork, load_network, network_from, state_from
+from ssai3d_rt.network.weights import LoadedNetwork, load_network, network_from
 from ssai3d_rt.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import torch
-
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.network.nafnet import NAFNet
 
-log = logging.getLogger(__name__)
-
 Float = npt.NDArray[np.float32]
-CHECKPOINT = "checkpoint.pt"
 MIN_PLANES = 5
-
-
-class Targets(str, Enum):
-    """What the network learns to give back."""
-
-    RAW = "raw"
-    """The stack's own lateral planes (article)."""
-    BOOTSTRAPPED = "bootstrapped"
-    """The lateral planes of the stack restored once by the base network."""
-
-
-class FinetuneSettings(Settings):
-    """How fine-tuning goes.
-
-    Parameters
-    ----------
-    base
-        Name of a base network, or a weights file.
-    minutes, iterations
-        Time or steps of training; with `iterations` the time plays no part.
-    layers, share
-        How the layers that train are chosen, and which share of them ``snip`` keeps.
-    targets
-        ``bootstrapped`` or ``raw``.
-    angles_deg
-        Orientations of the PSF bank away from Z, in degrees.
-    batch, crop
-        Pairs per step and their side in px (article: 8 and 256; smaller here, for CPUs).
-    lr, weight_decay
-        Of AdamW, with a cosine schedule to zero (article: Adam, 1e-3 and 1e-4).
-    patience
-        Checks on the held-out pairs without a better result before training stops early.
-    check_every
-        Steps between two checks.
-    max_voxels
-        Of the isotropic volume that training looks at; from a larger stack its liveliest part is taken.
-    seed
-        Fixes all that is drawn.
-    """
-
-    base: str = "base"
-    minutes: float = Field(default=5.0, gt=0)
-    iterations: int | None = Field(default=None, ge=1)
-    layers: Layers = Layers.SNIP
-    share: float = Field(default=0.1, gt=0, le=1)
-    targets: Targets = Targets.BOOTSTRAPPED
-    angles_deg: tuple[float, ...] = (-10.0, -5.0, 0.0, 5.0, 10.0)
-    batch: int = Field(default=8, ge=1)
-    crop: int = Field(default=96, ge=16)
-    lr: float = Field(default=5e-4, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    patience: int = Field(default=6, ge=1)
-    check_every: int = Field(default=40, ge=1)
-    max_voxels: int = Field(default=24_000_000, ge=100_000)
-    seed: int = 0
 
 
 def finetune(
@@ -157,11 +93,11 @@ def finetune(
     planes = [_target_planes(part, network, settings, progress) for part in parts]
     bank_px = (rig.blur_px_min, rig.blur_px_max) if rig is not None else ARTICLE_STD_PX
     pairs = _pairs(planes, parts[0].anisotropy, settings, bank_px, rig)
-    mask = layer_mask(network, settings.layers, pairs.batch(-1 & 0xFFFF, 16), share=settings.share)
+    mask = layer_mask(network, settings.layers, pairs.batch(0, 16), share=settings.share)
     trained = open_layers(network, mask, everything=settings.layers is Layers.ALL)
     fingerprints = tuple(_fingerprint(stack) for stack in given)
     identity = _identity(settings, base, fingerprints, bank_px)
-    course = _train(network, pairs, settings, trained, identity, folder, progress)
+    course = train(network, pairs, settings, identity=identity, folder=folder, progress=progress)
     record = ModelRecord(
         base=base.name,
         base_sha256=base.sha256,
@@ -179,7 +115,7 @@ def finetune(
         channel=given[0].channel,
         source=tuple(str(stack.source.name) if stack.source else "" for stack in given),
         stacks=fingerprints,
-        checks=tuple(course.checks),
+        checks=course.checks,
         iterations=course.iterations,
         seconds=round(time.monotonic() - started, 1),
         versions=_versions(),
@@ -258,170 +194,11 @@ def _pairs(
     return Pairs(joined, bank, step=anisotropy, crop=settings.crop, seed=settings.seed, noise=Noise())
 
 
-@dataclass(slots=True)
-class _Course:
-    """How the training went, and the weights that were best."""
-
-    checks: list[Check]
-    state: dict[str, Float]
-    iterations: int
-    tuned: bool
-
-
-def _train(
-    network: NAFNet,
-    pairs: Pairs,
-    settings: FinetuneSettings,
-    trained: int,
-    identity: str,
-    folder: Path | None,
-    progress: Progress,
-) -> _Course:
-    import torch
-
-    held_out = pairs.validation()
-    base_db = _psnr_db(network, held_out)
-    checks = [Check(iteration=0, train_psnr_db=None, held_out_psnr_db=base_db, seconds=0.0)]
-    best = state_from(network)
-    if trained == 0:
-        return _Course(checks, best, 0, tuned=False)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    total, first, spent = settings.iterations or 0, 0, 0.0
-    if folder is not None and (saved := _resume(folder / CHECKPOINT, identity)) is not None:
-        network.load_state_dict(saved["network"])
-        optimiser.load_state_dict(saved["optimiser"])
-        best = {k: v.numpy() for k, v in saved["best"].items()}
-        checks = [Check.of(c) for c in json.loads(saved["checks"])]
-        total, first, spent = saved["total"], saved["iteration"], saved["seconds"]
-        log.info("going on from iteration %d of %d", first, total)
-    if not total:
-        total = _iterations_in(settings.minutes * 60, network, pairs, settings)
-    started = time.monotonic()
-    recent: list[float] = []
-    since_best = 0
-    done = first
-    network.train()
-    for iteration in range(first, total):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * iteration / total))
-        blurred, sharp = pairs.batch(iteration, settings.batch)
-        error = (network(blurred) - sharp).square().mean((1, 2, 3))
-        loss = 10 * torch.log10(error + 1e-6).mean()  # negative PSNR
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        recent.append(-loss.item())
-        done = iteration + 1
-        progress(f"finetune, PSNR of pairs {recent[-1]:.1f} dB", done, total)
-        if done % settings.check_every and done != total:
-            continue
-        seconds = spent + time.monotonic() - started
-        psnr_db = _psnr_db(network, held_out)
-        since_best += 1
-        if psnr_db > max(check.held_out_psnr_db for check in checks):
-            best, since_best = state_from(network), 0
-        checks.append(
-            Check(
-                iteration=done,
-                train_psnr_db=round(float(np.mean(recent)), 4),
-                held_out_psnr_db=psnr_db,
-                seconds=round(seconds, 1),
-            )
-        )
-        recent.clear()
-        if folder is not None:
-            _save_checkpoint(folder, identity, network, optimiser, best, checks, done, total, seconds)
-        if since_best >= settings.patience:
-            log.info("stopped early: no better result in %d checks", since_best)
-            break
-    tuned = max(check.held_out_psnr_db for check in checks) > base_db
-    return _Course(checks, best, done, tuned)
-
-
-def _psnr_db(network: NAFNet, pairs: tuple[torch.Tensor, torch.Tensor]) -> float:
-    """Mean PSNR of restored pairs against the sharp ones, peak 1, in dB."""
-    import torch
-
-    blurred, sharp = pairs
-    network.eval()
-    with torch.inference_mode():
-        restored = torch.cat([network(part) for part in torch.split(blurred, 8)])
-        error = (restored - sharp).square().mean((1, 2, 3))
-        value = float(-10 * torch.log10(error + 1e-6).mean())
-    network.train()
-    return round(value, 4)
-
-
-def _iterations_in(seconds: float, network: NAFNet, pairs: Pairs, settings: FinetuneSettings) -> int:
-    """Measure how many steps fit into the time, checks included; no weight changes."""
-    import torch
-
-    blurred, sharp = pairs.batch(0, settings.batch)
-    times = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        pairs.batch(0, settings.batch)
-        torch.autograd.backward((network(blurred) - sharp).square().mean())
-        times.append(time.perf_counter() - begin)
-    network.zero_grad(set_to_none=True)
-    step = float(np.median(times[1:]))
-    begin = time.perf_counter()
-    _psnr_db(network, (blurred, sharp))
-    check = (time.perf_counter() - begin) * 48 / settings.batch
-    return max(settings.check_every, int(seconds / (1.1 * step + check / settings.check_every)))
-
-
 def _identity(
     settings: FinetuneSettings, base: LoadedNetwork, stacks: tuple[Fingerprint, ...], bank_px: tuple[float, float]
 ) -> str:
     values = [settings.model_dump(mode="json"), base.sha256, [s.sha256 for s in stacks], bank_px]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _resume(checkpoint: Path, identity: str) -> dict[str, Any] | None:
-    import torch
-
-    if not checkpoint.exists():
-        return None
-    saved: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-    if saved["identity"] != identity:
-        raise ConfigError(
-            f"{checkpoint} belongs to another stack, base or settings; delete it, or choose another model folder"
-        )
-    return saved
-
-
-def _save_checkpoint(
-    folder: Path,
-    identity: str,
-    network: NAFNet,
-    optimiser: torch.optim.Optimizer,
-    best: dict[str, Float],
-    checks: list[Check],
-    iteration: int,
-    total: int,
-    seconds: float,
-) -> None:
-    import torch
-
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{CHECKPOINT}.partial"
-    torch.save(
-        {
-            "identity": identity,
-            "network": network.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "best": {k: torch.from_numpy(v) for k, v in best.items()},
-            "checks": json.dumps([c.model_dump() for c in checks]),
-            "iteration": iteration,
-            "total": total,
-            "seconds": seconds,
-        },
-        partial,
-    )
-    os.replace(partial, folder / CHECKPOINT)
 
 
 def _require_usable(stacks: list[Stack]) -> None:

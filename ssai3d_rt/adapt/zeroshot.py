@@ -43,6 +43,6 @@ def snip(network: NAFNet, blurred: torch.Tensor, sharp: torch.Tensor) -> dict[st
     scores = {}
     for name in layers_of(network):
         weight = network.get_parameter(f"{name}.weight")
-        scores[name] = 0.0 if weight.grad is None else float((weight.grad * weight).abs().mean())
+        scores[name] = 0.0 if weight.grad is None else float((weight.grad * weight.detach()).abs().mean())
     network.zero_grad(set_to_none=True)
     return scores

@@ -239,3 +239,8 @@ def sharp_image(seed: int, side: int = 256) -> F32:
     if rng.random() < 0.3:  # out-of-focus ground
         image = image + np.float32(rng.uniform(0.02, 0.4)) * smooth_noise(rng, side, rng.uniform(25, 90))
     return np.asarray(np.clip(image / max(1.0, float(image.max())), 0, 1), np.float32)
+
+
+def pool_image(job: tuple[int, int]) -> F32:
+    """Draw the image of a (seed, side), rounded to half precision; one argument, as pools of processes want."""
+    return np.asarray(sharp_image(*job).astype(np.float16), np.float32)

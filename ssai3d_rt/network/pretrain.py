@@ -27,7 +27,7 @@ import numpy as np
 
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import ConfigError
-from ssai3d_rt.network.deadleaves import F32, sharp_image
+from ssai3d_rt.network.deadleaves import F32, pool_image
 from ssai3d_rt.network.degrade import Degradation, degrade
 from ssai3d_rt.network.nafnet import NAFNet, NAFNetShape
 from ssai3d_rt.progress import Progress, silent
@@ -143,15 +143,14 @@ def pairs(
 
 
 def image_stream(settings: PretrainSettings, workers: int) -> Iterator[F32]:
-    """Yield the pool's images in order, drawn by `workers` processes ahead of use."""
+    """Yield the pool's images in order, drawn by `workers` processes ahead of use, or here if there are none."""
+    jobs = [(settings.seed * 1_000_003 + i, settings.side) for i in range(settings.images)]
+    if not workers:
+        yield from map(pool_image, jobs)
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as executor:
-        seeds = (settings.seed * 1_000_003 + i for i in range(settings.images))
-        yield from executor.map(_draw, ((s, settings.side) for s in seeds), chunksize=8)
-
-
-def _draw(job: tuple[int, int]) -> F32:
-    return sharp_image(job[0], job[1]).astype(np.float16).astype(np.float32)
+        yield from executor.map(pool_image, jobs, chunksize=8)
 
 
 def pretrain(
@@ -168,7 +167,7 @@ def pretrain(
     device
         A torch device: ``cpu`` or ``cuda``.
     workers
-        Processes that draw images.
+        Processes that draw images; 0 draws them in this one.
     progress
         Called after each step.
 

@@ -222,7 +222,7 @@ def _read_checkpoint(path: Path) -> tuple[State, dict[str, Any]]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path} is not a checkpoint of weights alone: {reason}") from None
     for key in ("params_ema", "params", "state_dict"):
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):

@@ -1,0 +1,69 @@
+"""`FinetuneSettings`: every figure of fine-tuning that a person may change.
+
+>>> FinetuneSettings(iterations=300).layers.value
+'snip'
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from pydantic import Field
+
+from ssai3d_rt.adapt.mask import Layers
+from ssai3d_rt.config import Settings
+
+
+class Targets(str, Enum):
+    """What the network learns to give back."""
+
+    RAW = "raw"
+    """The stack's own lateral planes (article)."""
+    BOOTSTRAPPED = "bootstrapped"
+    """The lateral planes of the stack restored once by the base network."""
+
+
+class FinetuneSettings(Settings):
+    """How fine-tuning goes.
+
+    Parameters
+    ----------
+    base
+        Name of a base network, or a weights file.
+    minutes, iterations
+        Time or steps of training; with `iterations` the time plays no part.
+    layers, share
+        How the layers that train are chosen, and which share of them ``snip`` keeps.
+    targets
+        ``bootstrapped`` or ``raw``.
+    angles_deg
+        Orientations of the PSF bank away from Z, in degrees.
+    batch, crop
+        Pairs per step and their side in px (article: 8 and 256; smaller here, for CPUs).
+    lr, weight_decay
+        Of AdamW, with a cosine schedule to zero (article: Adam, 1e-3 and 1e-4).
+    patience
+        Checks on the held-out pairs without a better result before training stops early.
+    check_every
+        Steps between two checks.
+    max_voxels
+        Of the isotropic volume that training looks at; from a larger stack its liveliest part is taken.
+    seed
+        Fixes all that is drawn.
+    """
+
+    base: str = "base"
+    minutes: float = Field(default=5.0, gt=0)
+    iterations: int | None = Field(default=None, ge=1)
+    layers: Layers = Layers.SNIP
+    share: float = Field(default=0.1, gt=0, le=1)
+    targets: Targets = Targets.BOOTSTRAPPED
+    angles_deg: tuple[float, ...] = (-10.0, -5.0, 0.0, 5.0, 10.0)
+    batch: int = Field(default=8, ge=1)
+    crop: int = Field(default=96, ge=16)
+    lr: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    patience: int = Field(default=6, ge=1)
+    check_every: int = Field(default=40, ge=1)
+    max_voxels: int = Field(default=24_000_000, ge=100_000)
+    seed: int = 0
