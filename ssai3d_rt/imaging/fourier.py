@@ -102,6 +102,8 @@ def fourier_resolution_um(volume: Volume, voxel_um: tuple[float, float, float], 
     InputError
         Fewer than 4 samples along the axis, or no structure above the noise.
     """
+    if volume.min() == volume.max():
+        raise InputError("the volume is constant; it has no resolution to measure")
     cutoff = cutoff_of(spectrum(volume, axis, voxel_um[axis]))
     return max(half_period_um(cutoff.std_um), voxel_um[axis])
 
