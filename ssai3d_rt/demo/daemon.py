@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from ssai3d_rt.errors import IncompleteError
 
@@ -24,6 +24,14 @@ STOP_S = 30.0
 """How long the daemon may take to finish what it holds after it was asked to stop."""
 
 POLL_S = 0.1
+
+# A group of its own, so that Ctrl-C in the terminal reaches the demo alone, which then stops the daemon.
+if sys.platform == "win32":
+    _GROUP_OF_ITS_OWN: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    _STOP = signal.CTRL_BREAK_EVENT
+else:
+    _GROUP_OF_ITS_OWN: dict[str, Any] = {"start_new_session": True}
+    _STOP = signal.SIGTERM
 
 
 class RunningWatch:
@@ -53,16 +61,13 @@ class RunningWatch:
 
     def __enter__(self) -> RunningWatch:
         self._stream = self._log.open("wb")
-        # A group of its own, so that Ctrl-C in the terminal reaches the demo alone, which then stops the daemon.
-        flags = subprocess.CREATE_NEW_PROCESS_GROUP if sys.platform == "win32" else 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ssai3d_rt.cli", *self.arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._stream,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            creationflags=flags,
-            start_new_session=sys.platform != "win32",
+            **_GROUP_OF_ITS_OWN,
         )
         return self
 
@@ -71,7 +76,7 @@ class RunningWatch:
     ) -> None:
         if self._process is not None:
             if self._process.poll() is None:
-                self._process.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+                self._process.send_signal(_STOP)
             try:
                 self._process.wait(STOP_S)
             except subprocess.TimeoutExpired:

@@ -45,7 +45,7 @@ MARK = "This folder was written by: ssai3d-rt demo"
 README = f"""{MARK}
 
 first/           the stack for calibration and fine-tuning, as acquired
-rig.toml, .png   what was measured about the microscope (calibrate)
+rig.toml, rig.png what was measured about the microscope (calibrate)
 model/           the adapted model (finetune)
 cells.ssai3d/    the portable bundle (export); engines/ holds what was compiled from it for this machine
 incoming/        the following stacks, as acquired, while watch was running on this folder
@@ -159,9 +159,7 @@ def run_demo(
         figures = []
         for number, shot in enumerate(shots):
             progress("measure the results", number, len(shots))
-            published = _published(out / "isotropic", shot.path)
-            if published is None:
-                raise ConfigError(f"{out / 'isotropic'} was changed while the demo was running; run it again")
+            published = out / "isotropic" / result_name(shot.path.name)
             views = _views(shot, published, base, bundle.manifest.tile)
             figures.append(measure(views, max(0.0, published.stat().st_mtime - shot.ended_s)))
             if number == 0:
@@ -252,7 +250,8 @@ def _calibrate(stack: Stack, out: Path, progress: Progress) -> RigProfile:
 def _finetune(
     stack: Stack, rig: RigProfile, minutes: float, seed: int, plan: Plan, out: Path, progress: Progress
 ) -> AdaptedModel:
-    from ssai3d_rt.adapt.finetune import FinetuneSettings, finetune
+    from ssai3d_rt.adapt.finetune import finetune
+    from ssai3d_rt.adapt.settings import FinetuneSettings
 
     settings = FinetuneSettings(minutes=minutes, iterations=plan.iterations, seed=seed)
     return finetune(stack, rig, settings=settings, folder=out / "model", progress=progress)
@@ -284,19 +283,10 @@ def _watch(camera: Source, seed: int, plan: Plan, out: Path, progress: Progress)
             shots.append(_shoot(camera, incoming / f"stack_{number:02d}.ome.tif", sample))
             progress("acquire the next stacks, watch restores them", len(shots), plan.stacks)
         for done, shot in enumerate(shots, start=1):
-            watch.wait_for(
-                lambda path=shot.path: _published(isotropic, path) is not None,
-                f"the result of {shot.path.name}",
-                plan.patience_s,
-            )
+            result = isotropic / result_name(shot.path.name)
+            watch.wait_for(result.exists, f"the result of {shot.path.name}", plan.patience_s)
             progress("watch: " + watch.command_line, done, plan.stacks)
     return shots
-
-
-def _published(isotropic: Path, raw: Path) -> Path | None:
-    """Find the result that watch published for `raw`, or None while there is none."""
-    path = isotropic / result_name(raw.name)
-    return path if path.exists() else None
 
 
 def _base_network(model: AdaptedModel, bundle: Bundle) -> Network:

@@ -141,14 +141,14 @@ class DemoCamera:
 
     def acquire(self, path: Path, sample: Sample) -> npt.NDArray[np.float32] | None:
         """Run a multi-dimensional acquisition through the beads at the place that the sample's seed picks."""
-        from useq import MDASequence, ZRangeAround
+        from useq import Channel, MDASequence, ZRangeAround
 
         z_step_um = 0.75
         with demo_core(self.frame_px) as core:
             core.setXYPosition(37.0 * sample.seed, 0.0)
             core.waitForSystem()
             z_plan = ZRangeAround(range=(self.planes - 1) * z_step_um, step=z_step_um)
-            _run(core, MDASequence(z_plan=z_plan, channels=["FITC"]), path)
+            _run(core, MDASequence(z_plan=z_plan, channels=(Channel(config="FITC", exposure=10.0),)), path)
         return None
 
 
@@ -176,7 +176,8 @@ def open_source(name: str) -> Source:
 
 def covered_planes(sample: Sample, z_step: int) -> int:
     """Planes of the sample from its first plane to the last one that steps of `z_step` reach, both included."""
-    return (sample.counts.shape[0] - 1) // z_step * z_step + 1
+    planes: int = sample.counts.shape[0]
+    return (planes - 1) // z_step * z_step + 1
 
 
 @contextmanager
@@ -261,7 +262,7 @@ def demo_core(frame_px: int) -> Iterator[Any]:
     with _unloading(core):
         core.loadSystemConfiguration()
         core.setConfig("Objective", "40X")
-        settings = {
+        settings: dict[str, str | float] = {
             "Mode": "Fluorescent Beads",
             "PixelType": "16bit",
             "OnCameraCCDXSize": frame_px,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from ssai3d_rt.errors import ConfigError, IncompleteError
 from ssai3d_rt.imaging.read import read_stack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 needs_core = pytest.mark.skipif(bool(Microscope().why_not()), reason=str(Microscope().why_not()))
@@ -64,10 +65,10 @@ def test_cancelled_acquisition_is_not_taken_for_a_stack(
         Microscope(exposure_ms=0).acquire(tmp_path / "cells.ome.tif", sample)
 
 
-def _run_cancelled(run):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    def cancelled(self, events, **options):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
-        self.events.frameReady.connect(lambda *_: self.cancel())
-        run(self, events, **options)
+def _run_cancelled(run: Callable[..., None]) -> Callable[..., None]:
+    def cancelled(runner: Any, events: Any, **options: Any) -> None:
+        runner.events.frameReady.connect(lambda *_: runner.cancel())
+        run(runner, events, **options)
 
     return cancelled
 
