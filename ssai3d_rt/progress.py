@@ -19,7 +19,8 @@ from typing import Protocol
 class Progress(Protocol):
     """Called as ``progress(label, done, total)``; `label` may carry a figure such as the current loss."""
 
-    def __call__(self, label: str, done: int, total: int, /) -> None: ...
+    def __call__(self, label: str, done: int, total: int, /) -> None:
+        """Report `done` of `total` steps of the work that `label` names."""
 
 
 def silent(label: str, done: int, total: int, /) -> None:

@@ -27,10 +27,10 @@ from ssai3d_rt.adapt.psf import ARTICLE_STD_PX, psf_bank
 from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
 from ssai3d_rt.adapt.train import CHECKPOINT, train
 from ssai3d_rt.errors import InputError
-from ssai3d_rt.imaging.axial import Network, deblur_axial, resample_z
+from ssai3d_rt.imaging.axial import deblur_axial, resample_z
 from ssai3d_rt.imaging.normalise import Normalisation
 from ssai3d_rt.imaging.stack import Stack
-from ssai3d_rt.network.weights import LoadedNetwork, load_network, network_from
+from ssai3d_rt.network.weights import LoadedNetwork, load_network, network_from, torch_network
 from ssai3d_rt.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -155,18 +155,6 @@ def _liveliest(data: npt.NDArray[Any], side: int) -> tuple[int, int]:
         ((y, x) for y in corners[0] for x in corners[1]),
         key=lambda corner: float(top[corner[0] : corner[0] + side, corner[1] : corner[1] + side].std()),
     )
-
-
-def torch_network(network: NAFNet) -> Network:
-    """Wrap a torch network as the array callable that `deblur_axial` takes."""
-    import torch
-
-    def run(tiles: Float) -> Float:
-        with torch.inference_mode():
-            restored: Float = network(torch.from_numpy(tiles)).numpy()
-        return restored
-
-    return run
 
 
 def _target_planes(part: _Part, network: NAFNet, settings: FinetuneSettings, progress: Progress) -> Float:

@@ -291,8 +291,7 @@ def _watch(camera: Source, seed: int, plan: Plan, out: Path, progress: Progress)
 
 def _base_network(model: AdaptedModel, bundle: Bundle) -> Network:
     """Return the network that fine-tuning started from, run by PyTorch as the bundle's network is."""
-    from ssai3d_rt.adapt.finetune import torch_network
-    from ssai3d_rt.network.weights import load_network, network_from
+    from ssai3d_rt.network.weights import load_network, network_from, torch_network
 
     return torch_network(network_from(load_network(model.record.base).state, bundle.manifest.network.pool_window_px))
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ssai3d_rt.imaging.axial import Network
+
 State = dict[str, npt.NDArray[np.float32]]
 """A network's weights by published name, float32."""
 
@@ -148,6 +150,18 @@ def network_from(state: Mapping[str, npt.NDArray[np.float32]], pool_window: int 
     network = NAFNet(shape_of(state), pool_window)
     network.load_state_dict({k: torch.from_numpy(np.array(v, np.float32)) for k, v in state.items()})
     return network.eval()
+
+
+def torch_network(network: NAFNet) -> Network:
+    """Wrap a torch network as the array callable that `ssai3d_rt.imaging.axial.deblur_axial` takes."""
+    torch = _torch()
+
+    def run(tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            restored: npt.NDArray[np.float32] = network(torch.from_numpy(tiles)).numpy()
+        return restored
+
+    return run
 
 
 def state_from(network: torch.nn.Module) -> State:

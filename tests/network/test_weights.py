@@ -68,7 +68,7 @@ def test_folding_to_one_channel_is_exact() -> None:
     network = random_network(RGB).double()
     gray = NAFNet(SHAPE).double().eval()
     state = {k: v.numpy() for k, v in network.state_dict().items()}
-    gray.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in folded(state).items()})  # type: ignore[arg-type]
+    gray.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in folded(state).items()})
     image = torch.rand(2, 1, 24, 20, dtype=torch.float64)
     with torch.inference_mode():
         wanted = network(image.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
