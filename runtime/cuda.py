@@ -16,12 +16,15 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from ssai3d_rt.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Float = npt.NDArray[np.float32]
 
@@ -58,19 +61,19 @@ class Cuda(Protocol):
 def gpu() -> Gpu | None:
     """Ask the driver for the first GPU; None where there is no driver or no GPU."""
     try:
-        driver: Any = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = cast("Any", ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"))
     except OSError:
         return None
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(128)
     # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR is 75, _MINOR is 76.
-    steps = (
+    steps: list[Callable[[], int]] = [
         lambda: driver.cuInit(0),
         lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
         lambda: driver.cuDeviceGetName(name, len(name), device),
         lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device),
         lambda: driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device),
-    )
+    ]
     if any(step() != 0 for step in steps):
         return None
     return Gpu(name.value.decode(errors="replace"), (major.value, minor.value))

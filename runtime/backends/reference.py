@@ -14,11 +14,13 @@ import numpy.typing as npt
 from ssai3d_rt.errors import BackendError, MissingPackageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from ssai3d_rt.export.bundle import Bundle
 
 NAME = "torch"
+LARGEST_TILE = 256
 
 Float = npt.NDArray[np.float32]
 
@@ -33,7 +35,29 @@ def why_not() -> str | None:
 
 def candidates(bundle: Bundle, threads: int | None) -> Iterator[TorchRunner]:
     """Load the bundle's weights."""
-    yield TorchRunner(bundle, threads)
+    from safetensors.numpy import load
+
+    window = bundle.manifest.network.pool_window_px
+    yield TorchRunner(load(bundle.weights()), bundle.tile, bundle.bundle_id, window=window, threads=threads)
+
+
+def open_base(name: str | Path = "base") -> TorchRunner:
+    """Load a base network as it is, without a bundle; nothing can be compared with, as it is the reference itself.
+
+    Raises
+    ------
+    WeightsError
+        No such base network or weights file.
+    MissingPackageError
+        torch or safetensors is not installed.
+    """
+    from ssai3d_rt.network.weights import load_network
+
+    base = load_network(name)
+    train_px = base.info.get("train_px")
+    most = min(LARGEST_TILE, train_px * 3 // 2) if isinstance(train_px, int) else LARGEST_TILE
+    tile = max(1, most // base.shape.multiple) * base.shape.multiple
+    return TorchRunner(base.state, tile, f"base:{base.name}:{base.sha256}")
 
 
 class TorchRunner:
@@ -41,29 +65,41 @@ class TorchRunner:
 
     Parameters
     ----------
-    bundle
-        To run.
+    state
+        Weights by name.
+    tile
+        Side of a tile in pixels.
+    bundle_id
+        Of the bundle that holds the weights.
+    window
+        Side of the pooling window, see `NAFNet`.
     threads
         Threads of torch in this process; None leaves them as they are.
     """
 
     name = NAME
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Float],
+        tile: int,
+        bundle_id: str,
+        *,
+        window: int | None = None,
+        threads: int | None = None,
+    ) -> None:
         import torch
-        from safetensors.numpy import load
 
         from ssai3d_rt.network.weights import network_from
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self.tile = bundle.tile
-        self.bundle_id = bundle.bundle_id
+        self.tile = tile
+        self.bundle_id = bundle_id
         self._torch: Any = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.batch = 16 if self._device == "cuda" else 1
-        window = bundle.manifest.network.pool_window_px
-        self._network: Any = network_from(load(bundle.weights()), window).to(self._device)
+        self._network: Any = network_from(state, window).to(self._device)
         self.detail = f"FP32 on {self._device}, version {torch.__version__}"
 
     def run(self, tiles: Float) -> Float:

@@ -1,0 +1,375 @@
+"""Restore: a raw stack in, an isotropic stack out, and a report of what was done to it.
+
+`restore` is one stack in memory. `restore_position` streams all stacks of one position into one new OME-TIFF, one stack
+in memory at a time. `restore_file` does so for every position of a data set and publishes each result whole or not at
+all. The geometry and the intensity scale are `imaging.axial`'s; how a network runs is the backend's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import re
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssai3d_rt.errors import InputError, StorageError
+from ssai3d_rt.export.bundle import Bundle
+from ssai3d_rt.imaging.axial import restore_array
+from ssai3d_rt.imaging.limits import limits, require_restorable
+from ssai3d_rt.imaging.normalise import Normalisation
+from ssai3d_rt.imaging.openfile import shown
+from ssai3d_rt.imaging.read import Acquisition, StackKey, open_acquisition
+from ssai3d_rt.imaging.stack import Stack
+from ssai3d_rt.imaging.write import Written, verify_ome_tiff, write_ome_tiff
+from ssai3d_rt.progress import Progress, silent
+from ssai3d_rt.runtime.backends import open_runner
+from ssai3d_rt.runtime.backends.reference import open_base
+from ssai3d_rt.runtime.publish import RESULT_SUFFIX, discard, make_folder, place, result_name, seal, temporary_name
+from ssai3d_rt.runtime.trust import trust_map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ssai3d_rt.runtime.backends import Runner
+
+logger = logging.getLogger(__name__)
+
+OVERLAP_PX = 32
+TRUST_SUFFIX = "_trust.ome.tif"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Restored:
+    """What `restore` returns.
+
+    Parameters
+    ----------
+    stack
+        Isotropic, of the raw stack's dtype and intensity scale, with its names.
+    report
+        What was done: shapes, voxel sizes, normalisation, backend, bundle, seconds, warnings; plain JSON values.
+    trust
+        ``(Z, Y, X)`` float32, fractions of the intensity range (see `trust`), where it was asked for.
+    """
+
+    stack: Stack
+    report: dict[str, Any]
+    trust: Stack | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RestoredPosition:
+    """What `restore_position` returns: what was written (for `verify_ome_tiff`) and one report per stack."""
+
+    written: Written
+    reports: list[dict[str, Any]]
+    trust: Written | None = None
+
+
+def restore(stack: Stack, how: Bundle | Runner, *, trust: bool = False, progress: Progress = silent) -> Restored:
+    """Restore one stack.
+
+    Parameters
+    ----------
+    stack
+        As acquired.
+    how
+        An opened bundle (a backend is then chosen for this call), or a runner, which stays open.
+    trust
+        Also measure where not to believe the result.
+    progress
+        Told the tiles done.
+
+    Raises
+    ------
+    InputError
+        Fewer than three planes, or samples that are not finite.
+    BackendError
+        No backend can run the bundle here, or it failed.
+    """
+    if isinstance(how, Bundle):
+        with contextlib.closing(open_runner(how)) as runner:
+            return restore(stack, runner, trust=trust, progress=progress)
+    require_restorable(stack)
+    start = time.monotonic()
+    result = restore_array(
+        stack.data,
+        stack.voxel_um,
+        how.run,
+        tile=how.tile,
+        batch=how.batch,
+        overlap=OVERLAP_PX,
+        want_disagreement=trust,
+        progress=progress,
+    )
+    restored = replace(stack, data=result.data, voxel_um=result.voxel_um)
+    doubt = None
+    if result.disagreement is not None:
+        counts = result.data.astype(np.float32)
+        doubt = replace(restored, data=trust_map(stack, counts, result.disagreement, result.normalisation))
+    report = {
+        "source": str(stack.source) if stack.source else None,
+        "position": stack.position,
+        "time": stack.time,
+        "channel": stack.channel,
+        "dtype": stack.data.dtype.name,
+        "shape": list(stack.data.shape),
+        "voxel_um": list(stack.voxel_um),
+        "restored_shape": list(restored.data.shape),
+        "restored_voxel_um": list(restored.voxel_um),
+        "offset": result.normalisation.offset,
+        "scale": result.normalisation.scale,
+        "mean_ratio": result.mean_ratio,
+        "backend": how.name,
+        "backend_detail": how.detail,
+        "bundle_id": how.bundle_id,
+        "tile": how.tile,
+        "overlap": OVERLAP_PX,
+        "seconds": round(time.monotonic() - start, 3),
+        "warnings": limits(stack),
+    }
+    if doubt is not None:
+        report["mean_doubt"] = float(doubt.data.mean(dtype=np.float64))
+    return Restored(restored, report, doubt)
+
+
+def restore_position(
+    acquisition: Acquisition,
+    position: int,
+    path: Path,
+    runner: Runner,
+    *,
+    trust_path: Path | None = None,
+    progress: Progress = silent,
+) -> RestoredPosition:
+    """Restore every whole stack of one position into one new OME-TIFF.
+
+    Time points of which a plane is missing (an acquisition that was stopped early) are left out, with a warning. Where
+    there are several stacks each is read twice: first to find out what is wrong with any of them before the long work
+    begins, and to write every normalisation into the file's provenance.
+
+    Parameters
+    ----------
+    acquisition
+        Opened.
+    position
+        Its number, as in `StackKey`.
+    path
+        A file that does not exist.
+    runner
+        Stays open.
+    trust_path
+        A second new file, for the trust maps.
+    progress
+        Told the tiles done, with the stack's number in the label.
+
+    Raises
+    ------
+    InputError, IncompleteError, StorageError, BackendError
+        See `restore`, `Acquisition.read` and `write_ome_tiff`.
+    """
+    keys = _whole_keys(acquisition, position)
+    times = len({key.time for key in keys})
+    channels = [key.channel_name for key in keys if key.time == keys[0].time]
+    kept = acquisition.read(keys[0]) if len(keys) == 1 else None
+    notes = [_examined(kept or acquisition.read(key), key) for key in keys]
+    provenance = _provenance(acquisition, runner, notes)
+    reports: list[dict[str, Any]] = []
+
+    with tempfile.TemporaryDirectory(prefix=".ssai3d-trust-", dir=path.parent) as spool:
+
+        def stacks() -> Iterator[Stack]:
+            for number, key in enumerate(keys):
+                raw = kept or acquisition.read(key)
+                done = restore(
+                    raw, runner, trust=trust_path is not None, progress=_labelled(progress, number, len(keys))
+                )
+                del raw
+                reports.append(done.report)
+                if done.trust is not None:
+                    np.save(Path(spool, f"{number}.npy"), done.trust.data)
+                yield done.stack
+                del done
+
+        def doubts(like: Written) -> Iterator[Stack]:
+            for number, key in enumerate(keys):
+                data = np.load(Path(spool, f"{number}.npy"))
+                yield Stack(data, like.voxel_um, key.channel_name, key.time, key.position_name)
+
+        written = write_ome_tiff(path, stacks(), provenance, times=times, channels=channels)
+        if trust_path is None:
+            return RestoredPosition(written, reports)
+        meaning = {"trust": "0: nothing speaks against a voxel; 0.1: a tenth of the intensity range does"}
+        doubt = write_ome_tiff(trust_path, doubts(written), provenance | meaning, times=times, channels=channels)
+        return RestoredPosition(written, reports, doubt)
+
+
+def restore_file(
+    path: str | Path,
+    out: str | Path,
+    bundle: str | Path | Bundle | Runner | None = None,
+    *,
+    backend: str = "auto",
+    trust: bool = False,
+    voxel_z: float | None = None,
+    voxel_xy: float | None = None,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Restore every stack of a data set, one isotropic OME-TIFF per position.
+
+    A result has its name only when it is whole: it is written under a temporary name in the same folder, synced to the
+    disk, read back, compared, renamed. A file of that name that holds something else is never replaced.
+
+    Parameters
+    ----------
+    path
+        A file, or the folder of one acquisition.
+    out
+        The OME-TIFF to write (``.tif``; with several positions their names are added), or a folder.
+    bundle
+        A bundle or its folder; an open runner; None takes the base network as it ships, with torch.
+    backend
+        See `open_runner`; plays no part where `bundle` is a runner or None.
+    trust
+        Also write ``NAME_trust.ome.tif``.
+    voxel_z, voxel_xy
+        See `open_acquisition`.
+    progress
+        Told the tiles done.
+
+    Returns
+    -------
+    One report per stack, with the result's path under ``result`` (and ``trust``).
+    """
+    with open_acquisition(path, voxel_z, voxel_xy) as acquisition, _runner(bundle, backend) as runner:
+        positions = list(dict.fromkeys(key.position for key in acquisition.keys))
+        names = _result_paths(Path(out), acquisition, positions)
+        for result in names.values():
+            if result.exists():
+                raise StorageError(f"{shown(result)} exists already; give another name or move it away")
+        reports = []
+        for position in positions:
+            reports += _published(acquisition, position, names[position], runner, trust, progress)
+        return reports
+
+
+def _published(
+    acquisition: Acquisition, position: int, result: Path, runner: Runner, trust: bool, progress: Progress
+) -> list[dict[str, Any]]:
+    make_folder(result.parent)
+    temporary, temporary_trust = temporary_name(result.parent), temporary_name(result.parent)
+    beside = result.with_name(_stem(result.name) + TRUST_SUFFIX)
+    try:
+        done = restore_position(
+            acquisition,
+            position,
+            temporary,
+            runner,
+            trust_path=temporary_trust if trust else None,
+            progress=progress,
+        )
+        if done.trust is not None:
+            doubt = done.trust
+            place(seal(temporary_trust, lambda file: verify_ome_tiff(file, doubt)), beside)
+        place(seal(temporary, lambda file: verify_ome_tiff(file, done.written)), result)
+    finally:
+        discard(temporary)
+        discard(temporary_trust)
+    where = {"result": str(result)} | ({"trust": str(beside)} if trust else {})
+    return [report | where for report in done.reports]
+
+
+@contextlib.contextmanager
+def _runner(bundle: str | Path | Bundle | Runner | None, backend: str) -> Iterator[Runner]:
+    if bundle is not None and not isinstance(bundle, str | os.PathLike | Bundle):
+        yield bundle
+        return
+    if bundle is None:
+        runner: Runner = open_base()
+    else:
+        runner = open_runner(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), backend)
+    with contextlib.closing(runner):
+        yield runner
+
+
+def _whole_keys(acquisition: Acquisition, position: int) -> list[StackKey]:
+    """Stacks of the time points at which every channel is whole."""
+    keys = [key for key in acquisition.keys if key.position == position]
+    broken = {key.time for key in keys if not acquisition.is_whole(key)}
+    whole = [key for key in keys if key.time not in broken]
+    if not whole:
+        acquisition.read(next(key for key in keys if not acquisition.is_whole(key)))  # says what is missing
+        raise InputError(f"{shown(acquisition.path)}: position {position} holds no whole time point")
+    if broken:
+        logger.warning(
+            "%s: position %s: %s of %s time points lack planes and are left out",
+            shown(acquisition.path),
+            position,
+            len(broken),
+            len({key.time for key in keys}),
+        )
+    return whole
+
+
+def _examined(stack: Stack, key: StackKey) -> dict[str, Any]:
+    """Refuse what cannot be restored; note the normalisation that the restoration will use, and warnings."""
+    require_restorable(stack)
+    scale = Normalisation.of(stack.data)
+    note: dict[str, Any] = {"time": key.time, "channel": key.channel, "offset": scale.offset, "scale": scale.scale}
+    warnings = limits(stack)
+    for warning in warnings:
+        logger.warning("%s: %s", shown(stack.source or ""), warning)
+    return note | ({"warnings": warnings} if warnings else {})
+
+
+def _provenance(acquisition: Acquisition, runner: Runner, notes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything that the result depends on; the same input gives the same provenance, so no time of day."""
+    return {
+        "software": f"ssai3d-rt {importlib.metadata.version('ssai3d-rt')}",
+        "source": acquisition.path.name,
+        "source_voxel_um": list(acquisition.voxel_um),
+        "source_shape": list(acquisition.shape),
+        "bundle_id": runner.bundle_id,
+        "backend": f"{runner.name} ({runner.detail})",
+        "tile": runner.tile,
+        "overlap": OVERLAP_PX,
+        "normalisation": notes,
+    }
+
+
+def _result_paths(out: Path, acquisition: Acquisition, positions: list[int]) -> dict[int, Path]:
+    one_file = out.suffix.lower() in (".tif", ".tiff")
+    names = {key.position: key.position_name for key in acquisition.keys}
+    if one_file:
+        base, suffix = _stem(out.name), out.name[len(_stem(out.name)) :]
+    else:
+        base, suffix = _stem(result_name(acquisition.path.name)), RESULT_SUFFIX
+    folder = out.parent if one_file else out
+    if len(positions) == 1:
+        return {positions[0]: folder / f"{base}{suffix}"}
+    return {
+        position: folder / f"{base}_{re.sub(r'[^A-Za-z0-9.-]+', '-', names[position]) or f'p{position:03d}'}{suffix}"
+        for position in positions
+    }
+
+
+def _stem(name: str) -> str:
+    return re.sub(rf"({re.escape(RESULT_SUFFIX)}|(\.ome)?\.tiff?)$", "", name, flags=re.IGNORECASE)
+
+
+def _labelled(progress: Progress, number: int, count: int) -> Progress:
+    if count == 1:
+        return progress
+
+    def labelled(label: str, done: int, total: int, /) -> None:
+        progress(f"{label} (stack {number + 1} of {count})", done, total)
+
+    return labelled
