@@ -208,7 +208,7 @@ class _Stream:
             self._require_alike(stack, number)
             running = hashlib.sha256()
             for z, plane in enumerate(stack.data):
-                plain = np.ascontiguousarray(plane)
+                plain = np.array(plane)  # a copy: tifffile keeps some planes, and must not keep the stack with them
                 running.update(_little_endian(plain))
                 if z == len(stack.data) - 1:  # here, as nobody asks for more after the last plane
                     self.hashes.append(running.hexdigest())
