@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssai3d_rt.adapt.model import AdaptedModel
-    from ssai3d_rt.api import finetune, restore, watch
+    from ssai3d_rt.api import finetune, restore
     from ssai3d_rt.calibration import calibrate
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.export.bundle import Bundle
     from ssai3d_rt.imaging.read import read_stack, read_stacks
     from ssai3d_rt.imaging.stack import Stack
+    from ssai3d_rt.runtime.watch import watch
 
     __version__: str
 
@@ -50,7 +51,7 @@ _WHERE = {
     "read_stack": "ssai3d_rt.imaging.read",
     "read_stacks": "ssai3d_rt.imaging.read",
     "restore": "ssai3d_rt.api",
-    "watch": "ssai3d_rt.api",
+    "watch": "ssai3d_rt.runtime.watch",
 }
 
 

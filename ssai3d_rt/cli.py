@@ -28,6 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 weights_app = typer.Typer(no_args_is_help=True, help="List, import and train base networks.")
 
@@ -47,9 +48,9 @@ _add(app, "calibrate", adaptation.calibrate, "ssai3d-rt calibrate cells.tif -o r
 _add(app, "finetune", adaptation.finetune, "ssai3d-rt finetune cells.tif -o cells-model --rig rig.toml --minutes 5")
 _add(app, "export", adaptation.export, "ssai3d-rt export cells-model -o cells.ssai3d --engine tensorrt-rtx")
 _add(app, "restore", rig.restore, "ssai3d-rt restore cells.tif -o isotropic --bundle cells.ssai3d --trust")
-# _add(app, "watch", rig.watch, "ssai3d-rt watch incoming -o isotropic --bundle cells.ssai3d")
-# _add(app, "submit", rig.submit, "ssai3d-rt submit incoming/cells_001.ome.tif -o isotropic")
-# _add(app, "status", rig.status, "ssai3d-rt status isotropic --json")
+_add(app, "watch", rig.watch, "ssai3d-rt watch incoming -o isotropic --bundle cells.ssai3d")
+_add(app, "submit", rig.submit, "ssai3d-rt submit incoming/cells_001.ome.tif -o isotropic")
+_add(app, "status", rig.status, "ssai3d-rt status isotropic")
 _add(app, "doctor", house.doctor, "ssai3d-rt doctor --json")
 app.add_typer(weights_app, name="weights")
 _add(weights_app, "list", house.weights_list, "ssai3d-rt weights list")

@@ -158,10 +158,13 @@ def _stage(label: str) -> str:
     return " ".join(words) or label
 
 
-def log_to_stderr(level: int) -> None:
-    """Send the package's log records to stderr, one line each. Only the command line calls this."""
+def log_to_stderr(level: int, *, timed: bool = False) -> None:
+    """Send the package's log records to stderr, one line each; `timed` for what runs for long.
+
+    Only the command line calls this.
+    """
     handler = _OneLineHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_OneLineFormatter("%(asctime)s %(message)s" if timed else "%(message)s", "%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("ssai3d_rt")
     for old in list(logger.handlers):
         if isinstance(old, _OneLineHandler):
@@ -173,6 +176,16 @@ def log_to_stderr(level: int) -> None:
 
 class _OneLineHandler(logging.StreamHandler[TextIO]):
     """Its own type, so that a second call replaces the first handler."""
+
+
+class _OneLineFormatter(logging.Formatter):
+    """A record as one line, its level in front unless it is plain information; tracebacks stay whole."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Join the message's lines."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        record = logging.makeLogRecord(vars(record) | {"msg": level + one_line(record.getMessage()), "args": None})
+        return super().format(record)
 
 
 def state_dir() -> Path:

@@ -31,6 +31,8 @@ HIDDEN_EXTRAS = ("test", "dev")
 LOW_MEMORY_GIB = 4.0
 LOW_DISK_GIB = 10.0
 GIB = 1024**3
+FEW_NAMES = 8
+"""A complete extra of more packages than this is counted, not listed."""
 
 _REQUIREMENT = re.compile(
     r"""^(?P<name>[A-Za-z0-9._-]+)(\[(?P<extras>[^]]*)\])?.*?(extra == ['"](?P<extra>[^'"]+)['"])?$"""
@@ -125,7 +127,9 @@ def _packages() -> Iterator[Check]:
         found = {name: _version(name) for name in names}
         missing = [name for name, version in found.items() if version is None]
         detail = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-        if missing:
+        if not missing and len(names) > FEW_NAMES:
+            detail = f"all {len(names)} packages"
+        elif missing:
             detail = f"{detail}; " * bool(detail) + "not installed: " + ", ".join(missing)
         core = extra == "core"
         step = f'pip install "{DISTRIBUTION}{"" if core else f"[{extra}]"}"' if missing else ""

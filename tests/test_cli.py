@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import pytest
-from command_lines import parse
 
 import ssai3d_rt
 from ssai3d_rt import cli, console
 from ssai3d_rt.commands import house
 from ssai3d_rt.errors import InputError
+from tests.command_lines import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable

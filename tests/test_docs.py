@@ -1,7 +1,7 @@
 """The documents are true: command lines parse with the real options, Python blocks and examples run, links lead on.
 
-A fenced block is checked by its language: ``bash`` and ``bat`` line by line (``ssai3d-rt`` lines by the real parser,
-``make`` targets by the Makefile), ``python`` by running it, ``toml`` by parsing it. ``<!-- not run: reason -->`` above a
+A fenced block is checked by its language: ``bash`` and ``bat`` line by line (``ssai3d-rt`` by the real parser, ``make``
+by the Makefile's targets), ``python`` by running it, ``toml`` by parsing it. ``<!-- not run: reason -->`` above a
 block says why it cannot run here; it is parsed all the same.
 """
 
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_lines import parse
 
 from ssai3d_rt import cli
+from tests.command_lines import parse
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -91,8 +91,9 @@ def finetune(
 
     Where tuning does not help on planes that were held out, the base network is kept, and you are told.
     """
-    from ssai3d_rt.adapt.finetune import CHECKPOINT, FinetuneSettings
     from ssai3d_rt.adapt.finetune import finetune as tune
+    from ssai3d_rt.adapt.settings import FinetuneSettings
+    from ssai3d_rt.adapt.train import CHECKPOINT
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.commands.inputs import Choice, read
 

@@ -76,8 +76,8 @@ def doctor(
 
 def _check_line(check: "Check") -> str:
     """Lay out one check, and its next step below it."""
-    line = f"  {MARKS[check.state.value]:2}  {check.name:12}  {check.detail}"
-    return f"{line}\n      {'':12}  -> {check.next_step}" if check.next_step else line
+    line = f"  {MARKS[check.state.value]:2}  {check.name:16}  {check.detail}"
+    return f"{line}\n      {'':16}  -> {check.next_step}" if check.next_step else line
 
 
 def version(as_json: Json = False, debug: Debug = False) -> None:
@@ -91,7 +91,7 @@ def weights_list(as_json: Json = False, debug: Debug = False) -> None:
     """List the base networks that `finetune --base` knows by name."""
     from ssai3d_rt.network.weights import list_bases
 
-    bases = [
+    bases: list[dict[str, Any]] = [
         {"name": b.name, "shipped": b.shipped, "bytes": b.path.stat().st_size, "path": str(b.path)}
         for b in list_bases()
     ]

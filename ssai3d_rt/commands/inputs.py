@@ -46,8 +46,8 @@ def read(
 ) -> list[Stack]:
     """Read stacks for calibration or fine-tuning; warn where one is outside the method's limits.
 
-    Without a choice of time point or position the first whole one is taken, which says enough about a microscope, and of
-    it every channel.
+    Without a choice of time point or position the first whole one is taken, which says enough about a microscope, and
+    of it every channel.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def read(
         with open_acquisition(path, voxel_z=voxel_z, voxel_xy=voxel_xy) as acquisition:
             keys = [key for key in acquisition.keys if choice.takes(key)]
             if not keys:
-                raise InputError(f"{path}: no stack of that channel, time or position; it is {acquisition.describe()}")
+                raise InputError(f"{path} has no such channel, time or position: {acquisition.describe()}")
             first = next((key for key in keys if acquisition.is_whole(key)), keys[0])
             if choice.time is None:
                 keys = [key for key in keys if key.time == first.time]

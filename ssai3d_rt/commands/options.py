@@ -16,7 +16,7 @@ VoxelXY = Annotated[
 Channel = Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="Only this channel, by name or index.")]
 Time = Annotated[int | None, typer.Option(metavar="INDEX", help="Only this time point, from 0.")]
 Position = Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="Only this position, by name or index.")]
-Stacks = Annotated[list[Path], typer.Argument(metavar="STACK...", help="TIFF, ImageJ, OME-TIFF or Micro-Manager.")]
+Stacks = Annotated[list[Path], typer.Argument(metavar="STACK", help="TIFF, ImageJ, OME-TIFF or Micro-Manager.")]
 Backend = Annotated[
-    str, typer.Option(metavar="NAME", help="What runs the bundle; `ssai3d-rt doctor` lists what this machine has.")
+    str | None, typer.Option(metavar="NAME", help="What runs the bundle: auto, or a name that `doctor` lists.")
 ]

@@ -1,22 +1,27 @@
 """Commands of the rig: restore, watch, submit, status."""
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ssai3d_rt import console
 from ssai3d_rt.commands.options import Backend, Debug, Json, VoxelXY, VoxelZ
+from ssai3d_rt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssai3d_rt.runtime.settings import WatchSettings
 
 
 def restore(
     stack: Annotated[Path, typer.Argument(metavar="STACK", help="A file, or the folder of one acquisition.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The OME-TIFF to write, or a folder for it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The OME-TIFF to write (.tif), or a folder for it.")],
     bundle: Annotated[
         Path | None,
-        typer.Option(metavar="NAME.ssai3d", help="Without it the base network as it ships (needs PyTorch)."),
+        typer.Option(metavar="NAME.ssai3d", help="Without it the base network as it ships, run by PyTorch."),
     ] = None,
-    backend: Backend = "auto",
+    backend: Backend = None,
     trust: Annotated[bool, typer.Option("--trust", help="Also write where not to believe the result.")] = False,
     voxel_z: VoxelZ = None,
     voxel_xy: VoxelXY = None,
@@ -26,6 +31,113 @@ def restore(
     """Restore every stack of a file: same type and intensity scale, isotropic voxels, as OME-TIFF."""
     from ssai3d_rt.runtime.restore import restore_file
 
+    if bundle is None and backend not in (None, "auto", "torch"):
+        raise ConfigError(f"--backend {backend} runs a bundle; give one with --bundle (ssai3d-rt export makes it)")
     with console.progress_bar(as_json=as_json) as progress:
-        reports = restore_file(stack, out, bundle, progress=progress)
-    console.emit({"reports": reports}, as_json=as_json)
+        reports = restore_file(
+            stack,
+            out,
+            bundle,
+            backend=backend or "auto",
+            trust=trust,
+            voxel_z=voxel_z,
+            voxel_xy=voxel_xy,
+            progress=progress,
+        )
+    if bundle is None:
+        console.warn("the base network as it ships was used; fine-tuning and exporting adapt it to your sample")
+    lines = []
+    for result in dict.fromkeys(report["result"] for report in reports):
+        of_it = [report for report in reports if report["result"] == result]
+        z_um, y_um, _ = of_it[0]["restored_voxel_um"]
+        seconds = sum(report["seconds"] for report in of_it)
+        lines.append(
+            f"{result}: {len(of_it)} {'stack' if len(of_it) == 1 else 'stacks'} of {of_it[0]['restored_shape']}, "
+            f"voxel {z_um:.4g} x {y_um:.4g} um, {seconds:.1f} s with {of_it[0]['backend']}"
+        )
+        lines += [f"trust map: {of_it[0]['trust']}"] if trust else []
+    console.emit({"stacks": reports}, as_json=as_json, lines=lines)
+
+
+def watch(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders that a microscope writes to.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results and the ledger.")],
+    bundle: Annotated[Path, typer.Option(metavar="NAME.ssai3d", help="What to restore with.")],
+    config: Annotated[Path | None, typer.Option(metavar="TOML", help="Settings, in its table [watch].")] = None,
+    backend: Backend = None,
+    voxel_z: VoxelZ = None,
+    voxel_xy: VoxelXY = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Restore every stack that becomes complete below the folders, until Ctrl-C or SIGTERM.
+
+    Raw data is only read. Stopped in any way, the next start goes on where this one ended. Prints a line for every
+    change; with --json only the number of files by state, at the end.
+    """
+    from ssai3d_rt.runtime.watch import WatchEvent
+    from ssai3d_rt.runtime.watch import watch as run
+
+    settings = _watch_settings(config, {"backend": backend, "voxel_z_um": voxel_z, "voxel_xy_um": voxel_xy})
+
+    def listen(event: WatchEvent) -> None:
+        console.show(str(event))
+
+    console.log_to_stderr(logging.DEBUG if debug else logging.WARNING, timed=True)
+    if not as_json:
+        console.show(f"watching {', '.join(map(str, folders))}; results go to {out}; stop with Ctrl-C")
+    counts = run(folders, bundle, out, settings=settings, listener=None if as_json else listen)
+    console.emit({"counts": counts}, as_json=as_json, lines=[f"stopped; {_count_words(counts)}"])
+
+
+def _watch_settings(config: Path | None, asked: dict[str, Any]) -> "WatchSettings":
+    """Read the settings: the file's, under those of the command line."""
+    from ssai3d_rt.config import read_toml
+    from ssai3d_rt.runtime.settings import WatchSettings
+
+    values: dict[str, Any] = {}
+    if config is not None:
+        values = read_toml(config).get("watch", {})
+        if not values:
+            raise ConfigError(f"{config} has no table [watch]")
+    given = {key: value for key, value in asked.items() if value is not None}
+    return WatchSettings.of(values | given, where=config or "watch")
+
+
+def _count_words(counts: dict[str, int]) -> str:
+    """Say how many files are in which state."""
+    return ", ".join(f"{number} {state}" for state, number in sorted(counts.items())) or "nothing seen"
+
+
+def submit(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A finished file, or the folder of a data set.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The watch's output folder; without it, NAME.done beside PATH.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Tell a watch, running or not, that a data set is finished: it looks at once, and tries a failed one again."""
+    from ssai3d_rt.runtime.submit import submit as leave_word
+
+    word = leave_word(path, out)
+    console.emit({"path": str(path), "word": str(word)}, as_json=as_json, lines=[f"submitted {path} ({word})"])
+
+
+def status(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of a watch, or its ledger file.")],
+    most: Annotated[int, typer.Option(min=1, help="How many of the latest to list.")] = 10,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a watch has seen, done and published; works beside a running watch, and without one."""
+    from ssai3d_rt.runtime.status import summary
+
+    found = summary(out, most=most)
+    lines = [f"{'running' if found['running'] else 'not running'}; {_count_words(found['counts'])}"]
+    if found["paused"]:
+        lines.append(f"paused: {found['paused']}")
+    lines += [f"working  {entry['path']}" for entry in found["working"]]
+    lines += [f"failed   {entry['path']}: {entry['reason']}" for entry in found["failed"]]
+    lines += [f"done     {entry['path']} -> {', '.join(entry['results'])}" for entry in found["done"]]
+    console.emit(found, as_json=as_json, lines=lines)
