@@ -19,10 +19,10 @@ import threading
 from dataclasses import dataclass, field
 from enum import Enum
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from ssai3d_rt.errors import IncompleteError, InputError, Ssai3dError, StorageError
-from ssai3d_rt.runtime.publish import Sealed, seal
+from ssai3d_rt.runtime.publish import RESULT_SUFFIX, Sealed, seal
 from ssai3d_rt.runtime.source import content_hash
 
 if TYPE_CHECKING:
@@ -38,11 +38,16 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What a restorer returns: its report, and how to read the file back and check it (raises where it is wrong)."""
+class Part:
+    """One file of a result, under a temporary name, and how to read it back and check it (raises where it is wrong).
 
-    report: dict[str, Any]
+    `label` tells the positions of one source apart (an only one has none), `suffix` what is in the file.
+    """
+
+    temporary: Path
     check: Callable[[Path], object]
+    label: str = ""
+    suffix: str = RESULT_SUFFIX
 
 
 class Restorer(Protocol):
@@ -50,8 +55,8 @@ class Restorer(Protocol):
 
     name: str
 
-    def restore(self, source: Path, temporary: Path, progress: Progress, /) -> Written:
-        """Restore all stacks of `source` into the new file `temporary`."""
+    def restore(self, order: Restore, progress: Progress, /) -> list[Part]:
+        """Restore all stacks of a source into new files in `order.folder`, named by `publish.temporary_name`."""
 
     def close(self) -> None:
         """Let go of the device."""
@@ -60,8 +65,13 @@ class Restorer(Protocol):
 class Recipe(Protocol):
     """What the daemon hands to its child; must be picklable."""
 
-    bundle_id: str
-    parameters: str
+    @property
+    def bundle_id(self) -> str:
+        """Tells one bundle from another."""
+
+    @property
+    def parameters(self) -> str:
+        """What else decides the result, as text."""
 
     def open(self) -> Restorer:
         """Make the restorer; called in the child."""
@@ -88,10 +98,11 @@ class Hash:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Command: restore a source into a temporary file, and seal it."""
+    """Command: restore a source, with this SHA-256, into temporary files in a folder, and seal them."""
 
     source: Path
-    temporary: Path
+    content: str
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +138,9 @@ class Hashed:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """Message: the temporary file is whole, checked and on the disk."""
+    """Message: the temporary files are whole, checked and on the disk; by label and suffix."""
 
-    sealed: Sealed
-    report: dict[str, Any]
+    parts: dict[tuple[str, str], Sealed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +161,14 @@ class Ended:
 Message = Ready | NotReady | Progressed | Hashed | Restored | Failed | Ended
 
 
-def send(stream: BinaryIO, message: object) -> None:
+def send(stream: IO[bytes], message: object) -> None:
     """Write one message."""
     data = pickle.dumps(message)
     stream.write(_LENGTH.pack(len(data)) + data)
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Any:
+def receive(stream: IO[bytes]) -> Any:
     """Read one message.
 
     Raises
@@ -209,15 +219,15 @@ def serve() -> None:
         send(outbound, _answer(restorer, commands.get(), outbound))
 
 
-def _answer(restorer: Restorer, command: Hash | Restore, outbound: BinaryIO) -> Message:
+def _answer(restorer: Restorer, command: Hash | Restore, outbound: IO[bytes]) -> Message:
     def progress(label: str, done: int, total: int, /) -> None:
         send(outbound, Progressed(label, done, total))
 
     try:
         if isinstance(command, Hash):
-            return Hashed(content_hash(command.files))
-        written = restorer.restore(command.source, command.temporary, progress)
-        return Restored(seal(command.temporary, written.check), written.report)
+            return _hash(command)
+        parts = restorer.restore(command, progress)
+        return Restored({(part.label, part.suffix): seal(part.temporary, part.check) for part in parts})
     except IncompleteError as error:
         return Failed(Kind.INCOMPLETE, _words(error))
     except InputError as error:
@@ -230,6 +240,13 @@ def _answer(restorer: Restorer, command: Hash | Restore, outbound: BinaryIO) -> 
         if not isinstance(error, Ssai3dError):
             logger.exception("restoring failed")
         return Failed(Kind.WORKER, _words(error))
+
+
+def _hash(command: Hash) -> Hashed | Failed:
+    try:
+        return Hashed(content_hash(command.files))
+    except OSError as error:
+        return Failed(Kind.INCOMPLETE, f"it cannot be read: {error.strerror or error}")
 
 
 def _words(error: BaseException) -> str:

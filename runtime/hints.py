@@ -1,9 +1,9 @@
 """Hints that something happened in a watched folder: they make the daemon quick, never right.
 
-watchdog's events may be lost, late or twice, and its threads may die without a word; a scan finds all that they miss. So the
-handler only notes paths for the daemon to look at, and `Hints.supervise` starts an observer anew when it or one of its
-emitters died, or when its folder was replaced (unmounted, mounted, renamed away). Network folders are polled, because the
-system tells nothing about changes made by other computers.
+watchdog's events may be lost, late or twice, and its threads may die without a word; a scan finds all that they miss.
+So the handler only notes paths for the daemon to look at, and `Hints.supervise` starts an observer anew when it or one
+of its emitters died, or when its folder was replaced (unmounted, mounted, renamed away). Network folders are polled,
+because the system tells nothing about changes made by other computers.
 """
 
 from __future__ import annotations

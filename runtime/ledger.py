@@ -9,7 +9,8 @@ so what the ledger says survives a power cut. It moves a row only along these li
   ├─────────┴─> ready ─> running ─> publishing ─> done
   ├─> skipped      ^────────┴ retry, restart  │
   └─> gone         └──────────────────────────┘ (result lost)
- failed: from any state but done; back to waiting when the file changes, to ready when asked to try again
+ failed: from any state but done; back to waiting when the file changes or when asked to try again
+ gone: from any state in which the file is only waited for, and from done when the file has another name now
 ```
 
 `Publishing` is written, with the result's name and hash, before the result gets its name: after a crash in between, the
@@ -56,10 +57,14 @@ CREATE TABLE IF NOT EXISTS stacks (
     attempts INTEGER NOT NULL DEFAULT 0,
     device INTEGER NOT NULL, inode BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     content TEXT NOT NULL DEFAULT '', nudge TEXT NOT NULL DEFAULT '',
-    result BLOB NOT NULL DEFAULT x'', result_sha256 TEXT NOT NULL DEFAULT '', result_size INTEGER NOT NULL DEFAULT 0,
     seconds REAL NOT NULL DEFAULT 0, seen_at REAL NOT NULL, updated_at REAL NOT NULL,
     UNIQUE (path, bundle, parameters)
 );
+CREATE TABLE IF NOT EXISTS results (
+    path BLOB PRIMARY KEY, stack INTEGER NOT NULL REFERENCES stacks (id),
+    temporary BLOB NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_stack ON results (stack);
 CREATE INDEX IF NOT EXISTS by_content ON stacks (content, bundle, parameters) WHERE content != '';
 CREATE INDEX IF NOT EXISTS by_state ON stacks (state, updated_at);
 """
@@ -102,8 +107,8 @@ LEGAL: dict[State, frozenset[State]] = {
     State.READY: frozenset({State.RUNNING, State.WAITING, State.DONE, State.FAILED, State.GONE}),
     State.RUNNING: frozenset({State.PUBLISHING, State.READY, State.WAITING, State.DONE, State.FAILED, State.GONE}),
     State.PUBLISHING: frozenset({State.DONE, State.READY, State.FAILED}),
-    State.DONE: frozenset({State.WAITING, State.READY}),
-    State.FAILED: frozenset({State.WAITING, State.READY, State.GONE}),
+    State.DONE: frozenset({State.WAITING, State.READY, State.GONE}),
+    State.FAILED: frozenset({State.WAITING, State.READY, State.SKIPPED, State.GONE}),
     State.SKIPPED: frozenset({State.WAITING, State.GONE}),
     State.GONE: frozenset({State.WAITING}),
 }
@@ -115,6 +120,16 @@ class Job:
 
     bundle: str
     parameters: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One published file, or one about to be: then it still lies under its temporary name."""
+
+    path: Path
+    temporary: Path
+    sha256: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +145,12 @@ class Entry:
     attempts: int = 0
     content: str = ""
     nudge: str = ""
-    result: Path | None = None
-    result_sha256: str = ""
-    result_size: int = 0
+    results: tuple[Result, ...] = ()
     seconds: float = 0.0
     updated_at: float = field(default=0.0, compare=False)
 
 
-_MUTABLE = ("fault", "reason", "attempts", "content", "nudge", "result_sha256", "result_size", "seconds")
+_MUTABLE = ("fault", "reason", "attempts", "content", "nudge", "seconds")
 
 
 class Ledger:
@@ -238,8 +251,8 @@ class Ledger:
         identity
             The file's new identity, where it changed.
         **changes
-            `fault`, `reason`, `attempts`, `content`, `nudge`, `result`, `result_sha256`, `result_size`, `seconds`;
-            `fault` and `reason` are cleared unless given.
+            `fault`, `reason`, `attempts`, `content`, `nudge`, `results`, `seconds`; `fault` and `reason` are cleared
+            unless given.
 
         Raises
         ------
@@ -254,31 +267,36 @@ class Ledger:
         new = replace(entry, state=state, identity=identity or entry.identity, updated_at=time.time(), **merged)
         fields = ", ".join(f"{name}=?" for name in _MUTABLE)
         values = (getattr(new, name) for name in _MUTABLE)
-        self._commit(
-            "UPDATE stacks SET state=?, device=?, inode=?, size=?, mtime_ns=?, result=?, updated_at=?, "
-            f"{fields} WHERE id=?",
-            (
-                new.state.value,
-                *_columns(new.identity),
-                os.fsencode(new.result) if new.result else b"",
-                new.updated_at,
-                *(value.value if isinstance(value, Enum) else value for value in values),
-                new.id,
-            ),
-        )
+        with self.batch():
+            self._commit(
+                f"UPDATE stacks SET state=?, device=?, inode=?, size=?, mtime_ns=?, updated_at=?, {fields} WHERE id=?",
+                (
+                    *(new.state.value, *_columns(new.identity), new.updated_at),
+                    *(value.value if isinstance(value, Enum) else value for value in values),
+                    new.id,
+                ),
+            )
+            if new.results != entry.results:
+                self._commit("DELETE FROM results WHERE stack=?", (new.id,))
+                for result in new.results:
+                    paths = os.fsencode(result.path), new.id, os.fsencode(result.temporary)
+                    self._commit("INSERT INTO results VALUES (?, ?, ?, ?, ?)", (*paths, result.sha256, result.size))
         return new
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:
-        """Commit all changes made inside at once: for many new files, one wait for the disk instead of one each."""
-        self._database.execute("BEGIN")
+        """Commit all changes made inside at once, or none: many new files, one wait for the disk."""
+        if self._database.in_transaction:
+            yield
+            return
+        self._commit("BEGIN", ())
         try:
             yield
-        finally:
-            try:
-                self._database.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise LedgerError(f"the ledger {shown(self.path)} could not be written: {error}") from error
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.execute("ROLLBACK")
+            raise
+        self._commit("COMMIT", ())
 
     def note(self, key: str, value: str) -> None:
         """Keep a word for `status`, such as why the daemon waits."""
@@ -296,7 +314,7 @@ class Ledger:
 
     def claims(self, result: Path) -> bool:
         """Whether any row, of whatever job, names this result."""
-        sql = "SELECT 1 FROM stacks WHERE result=? LIMIT 1"
+        sql = "SELECT 1 FROM results WHERE path=?"
         return self._database.execute(sql, (os.fsencode(result),)).fetchone() is not None
 
     def counts(self) -> dict[str, int]:
@@ -314,9 +332,8 @@ class Ledger:
         return list(self._select("AND state='publishing' ORDER BY id"))
 
     def _select(self, where: str, *values: Any) -> Iterator[Entry]:
-        sql = f"SELECT * FROM stacks WHERE bundle=? AND parameters=? {where}"
-        for row in self._database.execute(sql, (self.job.bundle, self.job.parameters, *values)).fetchall():
-            yield entry_of(row)
+        match = f"WHERE bundle=? AND parameters=? {where}"
+        yield from select(self._database, match, (self.job.bundle, self.job.parameters, *values))
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
@@ -354,18 +371,23 @@ def counts(database: sqlite3.Connection, job: Job | None = None) -> dict[str, in
     return {state.value: found[state.value] for state in State if state.value in found}
 
 
-def entry_of(row: sqlite3.Row) -> Entry:
-    """Turn a database row into a snapshot."""
-    return Entry(
-        id=row["id"],
-        path=Path(os.fsdecode(row["path"])),
-        state=State(row["state"]),
-        identity=Identity(row["device"], int(row["inode"]), row["size"], row["mtime_ns"]),
-        result=Path(os.fsdecode(row["result"])) if row["result"] else None,
-        updated_at=row["updated_at"],
-        **{name: row[name] for name in _MUTABLE if name != "fault"},
-        fault=Fault(row["fault"]),
-    )
+def select(database: sqlite3.Connection, match: str, values: tuple[Any, ...] = ()) -> Iterator[Entry]:
+    """Rows as snapshots; `match` is the rest of the SQL statement from WHERE on."""
+    for row in database.execute(f"SELECT * FROM stacks {match}", values).fetchall():
+        results = database.execute("SELECT * FROM results WHERE stack=? ORDER BY path", (row["id"],)).fetchall()
+        yield Entry(
+            id=row["id"],
+            path=Path(os.fsdecode(row["path"])),
+            state=State(row["state"]),
+            identity=Identity(row["device"], int(row["inode"]), row["size"], row["mtime_ns"]),
+            fault=Fault(row["fault"]),
+            results=tuple(
+                Result(Path(os.fsdecode(r["path"])), Path(os.fsdecode(r["temporary"])), r["sha256"], r["size"])
+                for r in results
+            ),
+            updated_at=row["updated_at"],
+            **{name: row[name] for name in _MUTABLE if name != "fault"},
+        )
 
 
 def _columns(identity: Identity) -> tuple[int, str, int, int]:

@@ -48,18 +48,23 @@ class Sealed:
     size: int
 
 
-def result_name(source: str, *, tag: str = "") -> str:
+def result_name(source: str, *, label: str = "", tag: str = "", suffix: str = RESULT_SUFFIX) -> str:
     """Name of the result of a source file; a name that is too long is cut and given a hash.
 
     Parameters
     ----------
     source
         Name of the source file, with its suffix.
+    label
+        Tells the parts of a result of several files apart; the main or only one has none.
     tag
         Goes before the suffix where the plain name is taken by another result.
+    suffix
+        Says what is in the file.
     """
     stem = re.sub(r"(\.ome)?\.tiff?$", "", source, flags=re.IGNORECASE)
-    suffix = (f"_{tag}" if tag else "") + RESULT_SUFFIX
+    plain = re.sub(r"[^\w.+-]+", "-", label)[:60]
+    suffix = "".join(f"_{part}" for part in (plain, tag) if part) + suffix
     if len(os.fsencode(stem + suffix)) > _NAME_BYTES:
         digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:8]
         room = _NAME_BYTES - len(suffix) - len(digest) - 1
@@ -97,10 +102,14 @@ def temporary_name(folder: Path) -> Path:
     return folder / f".ssai3d-{secrets.token_hex(4)}.tmp"
 
 
-def remove_stale(out: Path) -> int:
-    """Remove the temporary files that an ended daemon left below the output folder; return how many."""
+def remove_stale(out: Path, *, below: bool = True) -> int:
+    """Remove the temporary files that an ended process left in a folder (and `below`); return how many."""
     removed = 0
-    for folder, _, names in os.walk(out):
+    for folder, folders, names in os.walk(out):
+        for name in [name for name in folders if name.startswith(".ssai3d-trust-")]:
+            shutil.rmtree(Path(folder, name), ignore_errors=True)
+        if not below:
+            folders.clear()
         for name in names:
             if _TEMPORARY.fullmatch(name):
                 with contextlib.suppress(OSError):

@@ -36,7 +36,7 @@ from ssai3d_rt.runtime.publish import RESULT_SUFFIX, discard, make_folder, place
 from ssai3d_rt.runtime.trust import trust_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ssai3d_rt.runtime.backends import Runner
 
@@ -148,6 +148,7 @@ def restore_position(
     runner: Runner,
     *,
     trust_path: Path | None = None,
+    notes: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> RestoredPosition:
     """Restore every whole stack of one position into one new OME-TIFF.
@@ -168,6 +169,8 @@ def restore_position(
         Stays open.
     trust_path
         A second new file, for the trust maps.
+    notes
+        More provenance; goes before what is noted anyway under the same name.
     progress
         Told the tiles done, with the stack's number in the label.
 
@@ -180,8 +183,8 @@ def restore_position(
     times = len({key.time for key in keys})
     channels = [key.channel_name for key in keys if key.time == keys[0].time]
     kept = acquisition.read(keys[0]) if len(keys) == 1 else None
-    notes = [_examined(kept or acquisition.read(key), key) for key in keys]
-    provenance = _provenance(acquisition, runner, notes)
+    examined = [_examined(kept or acquisition.read(key), key) for key in keys]
+    provenance = _provenance(acquisition, runner, examined) | dict(notes or {})
     reports: list[dict[str, Any]] = []
 
     with tempfile.TemporaryDirectory(prefix=".ssai3d-trust-", dir=path.parent) as spool:

@@ -1,7 +1,7 @@
 """Look through a watched folder: which files may be stacks, and which markers lie beside them.
 
-One pass with `os.scandir`; links are not followed, hidden names are left out, only regular files count. What a hook leaves
-to say "this one is finished" is an empty file `NAME.done` beside the file or folder NAME.
+One pass with `os.scandir`; links are not followed, hidden names are left out, only regular files count. What a hook
+leaves to say "this one is finished" is an empty file `NAME.done` beside the file or folder NAME.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import os
 import stat
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ssai3d_rt.runtime.complete import is_candidate
 from ssai3d_rt.runtime.source import Identity, identity, identity_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MARKER = ".done"
 

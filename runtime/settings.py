@@ -52,6 +52,8 @@ class WatchSettings(Settings):
         Room on the results' disk that is never used.
     backend, allow_cpu
         Backend to restore with, and whether a CPU may do.
+    trust
+        Also publish a trust map of each stack.
     voxel_z_um, voxel_xy_um
         Voxel size for files that do not say theirs.
     ledger
@@ -72,6 +74,7 @@ class WatchSettings(Settings):
     reserve_bytes: int = Field(default=1 << 30, ge=0)
     backend: str = "auto"
     allow_cpu: bool = True
+    trust: bool = False
     voxel_z_um: float | None = Field(default=None, gt=0)
     voxel_xy_um: float | None = Field(default=None, gt=0)
     ledger: Path | None = None

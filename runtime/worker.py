@@ -2,8 +2,8 @@
 
 Nothing here waits: `Worker.poll` returns what has been said since the last call. A process that dies, or says nothing
 for too long, is thrown away and the next one starts after a back-off; the caller does the same to one that failed in a
-way it did not expect (`restart`), because a graphics card that faulted once may answer with garbage until its process is
-gone. Which stack is to blame is for the caller to decide.
+way it did not expect (`restart`), because a graphics card that faulted once may answer with garbage until its process
+is gone. Which stack is to blame is for the caller to decide.
 """
 
 from __future__ import annotations
