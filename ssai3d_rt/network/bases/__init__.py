@@ -1,1 +1,1 @@
-"""."""
+"""Base networks that ship with the package, as safetensors with a record of their training."""
