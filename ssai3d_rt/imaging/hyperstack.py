@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ssai3d_rt.errors import InputError
-from ssai3d_rt.imaging.layout import MAX_DECLARED_PLANES, Position
+from ssai3d_rt.imaging.layout import Position, require_plausible
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.imaging.voxel import voxel_of_tags
 
@@ -42,9 +42,9 @@ def hyperstack_position(source: TiffSource) -> Position:
         axes = [("Z", len(source.pages))]
         if len(source.pages) == 1:
             raise InputError(f"{shown(source.path)}: holds a single image, not a z-stack")
-    declared = math.prod(size for _, size in axes)
-    if declared > MAX_DECLARED_PLANES:
-        raise InputError(f"{shown(source.path)}: declares {declared} planes; not plausible")
+    sizes = {"T": 1, "C": 1, "Z": 1} | dict(axes)
+    require_plausible((sizes["T"], sizes["C"], sizes["Z"]), source.path)
+    declared = math.prod(sizes.values())
     pages = source.virtual_pages(declared) if len(source.pages) == 1 < declared else source.pages
     if len(pages) > declared:
         raise InputError(
@@ -57,7 +57,6 @@ def hyperstack_position(source: TiffSource) -> Position:
         for axis, size in reversed(axes):
             rest, where[axis] = divmod(rest, size)
         planes[where["T"], where["C"], where["Z"]] = (source, page)
-    sizes = {"T": 1, "C": 1, "Z": 1} | dict(axes)
     return Position(
         index=0,
         name="",

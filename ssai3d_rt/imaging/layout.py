@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ssai3d_rt.imaging.voxel import FoundVoxel
 
 MAX_DECLARED_PLANES = 10_000_000
-"""A file that declares more planes than this is refused instead of listed."""
+MAX_DECLARED_STACKS = 1_000_000
+"""A file that declares more planes or stacks than these is refused instead of listed."""
 
 OPEN_FILES = 16
 """Files of one data set that stay open at the same time."""
@@ -63,11 +64,8 @@ class Position:
     planes: Mapping[tuple[int, int, int], Plane]
 
     def __post_init__(self) -> None:
+        require_plausible(self.size, self.path)
         times, channels, planes = self.size
-        if min(self.size) < 1 or times * channels * planes > MAX_DECLARED_PLANES:
-            raise InputError(
-                f"{shown(self.path)}: declares {times} times x {channels} channels x {planes} planes; not plausible"
-            )
         if not self.planes:
             raise IncompleteError(
                 f"{shown(self.path)}: declares {times * channels * planes} planes, holds none of them"
@@ -141,6 +139,15 @@ class SourcePool:
         """Close every file."""
         for source in self._sources.values():
             source.close()
+
+
+def require_plausible(size: tuple[int, int, int], path: Path) -> None:
+    """Refuse a declared ``(T, C, Z)`` that no acquisition has."""
+    times, channels, planes = size
+    if min(size) < 1 or times * channels * planes > MAX_DECLARED_PLANES or times * channels > MAX_DECLARED_STACKS:
+        raise InputError(
+            f"{shown(path)}: declares {times} times x {channels} channels x {planes} planes; not plausible"
+        )
 
 
 def require_plain_name(name: str, path: Path) -> str:

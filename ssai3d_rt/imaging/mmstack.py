@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssai3d_rt.errors import IncompleteError, InputError
-from ssai3d_rt.imaging.layout import Plane, Position, SourcePool
+from ssai3d_rt.imaging.layout import Plane, Position, SourcePool, require_plausible
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.imaging.voxel import FoundVoxel, length_um, voxel_of_tags
 
@@ -67,6 +67,7 @@ def mmstack_positions(source: TiffSource, pool: SourcePool) -> list[Position]:
             max(_declared(summary, "Channels", "channel"), found[1]),
             max(_declared(summary, "Slices", "z"), found[2]),
         )
+        require_plausible(size, source.path)
         positions.append(
             Position(
                 index=number,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.errors import InputError
-from ssai3d_rt.imaging.layout import MAX_DECLARED_PLANES, Plane, Position, SourcePool, require_plain_name
+from ssai3d_rt.imaging.layout import Plane, Position, SourcePool, require_plain_name, require_plausible
 from ssai3d_rt.imaging.openfile import open_regular, shown
 from ssai3d_rt.imaging.voxel import FoundVoxel, length_um
 
@@ -148,8 +148,9 @@ def _parse_image(element: ET.Element, index: int, path: Path) -> _Image:
     if len(order) != 5 or sorted(order) != sorted("XYZCT") or not order.startswith("XY"):
         raise InputError(f"{shown(path)}: its OME-XML has dimension order {order!r}")
     size = {axis: _whole(pixels, f"Size{axis}", path) for axis in "XYZCT"}
+    require_plausible((size["T"], size["C"], size["Z"]), path)
     names = [channel.get("Name", "") for channel in _children(pixels, "Channel")]
-    names = (names + [""] * size["C"])[: size["C"]] if size["C"] <= MAX_DECLARED_PLANES else []
+    names = (names + [""] * size["C"])[: size["C"]]
     voxel = FoundVoxel(
         *(length_um(pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")) for axis in "ZYX")
     )

@@ -162,10 +162,10 @@ class TiffSource:
             raise IncompleteError(f"{shown(self.path)}: changed while it was being read; wait until it is finished")
 
     def header(self, start: int, count: int) -> bytes:
-        """Return up to `count` bytes from byte `start`."""
+        """Return up to `count` bytes from byte `start`, never more than the file holds."""
         file = self._opened()
         file.seek(start)
-        return file.read(count)
+        return file.read(max(0, min(count, self.size_bytes - start)))
 
     def virtual_pages(self, planes: int) -> list[Page]:
         """Return `planes` pages stored one after the other behind the first one's tags, as far as the file holds them.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
 import os
@@ -878,3 +879,48 @@ def test_any_hyperstack_comes_back(
     for stack, (t, c) in zip(read_stacks(path, 2.0, 0.5), np.ndindex(shape[0], shape[2]), strict=True):
         np.testing.assert_array_equal(stack.data, data[t, :, c])
         assert stack.time == t
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """One small file of each layout."""
+    names = ["plain.tif", "imagej.tif", "piece.tif", "ome.ome.tif", "run_MMStack_Pos0.ome.tif", "tiles.tif"]
+    paths = [folder / name for name in names]
+    write_pages(paths[0], counts(4, 8, 9))
+    tifffile.imwrite(paths[1], counts(2, 3, 2, 8, 9), imagej=True, metadata={"axes": "TZCYX"})
+    imagej_in_one_piece(paths[2], counts(6, 8, 9), planes=6)
+    tifffile.imwrite(paths[3], counts(2, 3, 8, 9), metadata={"axes": "CZYX"}, photometric="minisblack")
+    write_mmstack(paths[4], mm_planes(), SUMMARY_2_0)
+    write_pages(paths[5], counts(3, 32, 32), tile=(16, 16), compression="zlib")
+    return paths
+
+
+@pytest.mark.parametrize("kind", range(6))
+def test_a_file_cut_anywhere_is_refused_or_read_exactly(tmp_path: Path, kind: int) -> None:
+    path = sample_files(tmp_path)[kind]
+    whole = path.read_bytes()
+    reference = [stack.data for stack in read_stacks(path, 1.0, 1.0)]
+    refused = 0
+    for end in np.random.default_rng(kind).integers(0, len(whole), 60):
+        path.write_bytes(whole[:end])
+        try:
+            found = [stack.data for stack in read_stacks(path, 1.0, 1.0)]
+        except InputError:
+            refused += 1
+            continue
+        for stack, expected in zip(found, reference, strict=True):
+            np.testing.assert_array_equal(stack, expected)
+    assert refused > 40
+
+
+@pytest.mark.parametrize("kind", range(6))
+def test_a_damaged_file_never_ends_in_another_error(tmp_path: Path, kind: int) -> None:
+    path = sample_files(tmp_path)[kind]
+    whole = path.read_bytes()
+    rng = np.random.default_rng(kind)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for spot in rng.integers(0, len(whole), rng.integers(1, 8)):
+            damaged[spot] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            assert all(stack.data.ndim == 3 for stack in read_stacks(path, 1.0, 1.0))
