@@ -1,7 +1,7 @@
 """`RunningWatch`: ``ssai3d-rt watch`` as a rig runs it, in a process of its own.
 
-The demo starts the same command that a user would start, waits for what it publishes and asks it to stop the way a
-service manager does. It knows of the daemon only its command line, its log and its output folder.
+The demo starts the same command that a user would start, follows it in its ledger and asks it to stop the way a service
+manager does. It knows of the daemon only what any other program can see: command line, log, ledger and results.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, Any
 
-from ssai3d_rt.errors import IncompleteError
+from ssai3d_rt.errors import IncompleteError, InputError, StorageError
+from ssai3d_rt.runtime.status import summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,11 +55,6 @@ class RunningWatch:
         self._stream: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def command_line(self) -> str:
-        """The command as a user types it."""
-        return " ".join(["ssai3d-rt", *self.arguments])
-
     def __enter__(self) -> RunningWatch:
         self._stream = self._log.open("wb")
         self._process = subprocess.Popen(
@@ -85,22 +81,44 @@ class RunningWatch:
         if self._stream is not None:
             self._stream.close()
 
-    def wait_for(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
-        """Wait until ``ready()``.
+    def wait_until_watching(self, timeout_s: float) -> None:
+        """Wait until the daemon holds its ledger: from then on it sees what is acquired.
 
         Raises
         ------
         IncompleteError
-            The daemon ended before, or the time is up; the message holds the last line of its log.
+            See `wait_for`.
         """
+        self._wait(lambda: bool(self._ledger().get("running")), "it was watching", timeout_s)
+
+    def wait_for(self, result: Path, timeout_s: float) -> None:
+        """Wait until `result` is published.
+
+        Raises
+        ------
+        IncompleteError
+            The daemon listed a stack as failed or ended before, or the time is up.
+        """
+        self._wait(result.exists, f"{result.name} was published", timeout_s)
+
+    def _wait(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not ready():
             code = self._process.poll() if self._process is not None else None
             if code is not None:
                 raise IncompleteError(f"watch ended with exit code {code} before {what}; {self._last_words()}")
+            if failed := self._ledger().get("failed"):
+                raise IncompleteError(f"watch could not restore {failed[0]['path']}: {failed[0]['reason']}")
             if time.monotonic() > deadline:
-                raise IncompleteError(f"watch did not get to {what} within {timeout_s:.0f} s; {self._last_words()}")
+                raise IncompleteError(f"watch took longer than {timeout_s:.0f} s before {what}; {self._last_words()}")
             time.sleep(POLL_S)
+
+    def _ledger(self) -> dict[str, Any]:
+        """Return the ledger's summary; empty while there is none."""
+        try:
+            return summary(self._out)
+        except (InputError, StorageError):
+            return {}
 
     def _last_words(self) -> str:
         """Quote the last line of the log, and say where to read the rest."""

@@ -44,16 +44,23 @@ MARK = "This folder was written by: ssai3d-rt demo"
 
 README = f"""{MARK}
 
-first/           the stack for calibration and fine-tuning, as acquired
-rig.toml, rig.png what was measured about the microscope (calibrate)
-model/           the adapted model (finetune)
-cells.ssai3d/    the portable bundle (export); engines/ holds what was compiled from it for this machine
-incoming/        the following stacks, as acquired, while watch was running on this folder
-isotropic/       what watch published: the restored stacks, isotropic OME-TIFF
-truth/           what the sample really is, where that is known
-slices.png       raw, base, restored and true XZ slice side by side
-report.json      all figures
-watch.log        what watch said
+first/              the stack for calibration and fine-tuning, as acquired
+rig.toml, rig.png   what was measured about the microscope
+model/              the adapted model
+cells.ssai3d/       the portable bundle; engines/ holds what was compiled from it
+incoming/           the following stacks, as acquired while watch was running
+isotropic/          what watch published: the restored stacks, isotropic OME-TIFF
+truth/              what the sample really is, where that is known
+slices.png          raw, base, restored and true XZ slice side by side
+report.json         all figures
+watch.log           what watch said
+
+The same by hand, in this folder:
+
+    ssai3d-rt calibrate first/stack_00.ome.tif -o rig.toml
+    ssai3d-rt finetune first/stack_00.ome.tif -o model --rig rig.toml --minutes 2
+    ssai3d-rt export model -o cells.ssai3d
+    ssai3d-rt watch incoming -o isotropic --bundle cells.ssai3d
 
 A new demo into the same folder replaces all of this.
 """
@@ -278,14 +285,14 @@ def _watch(camera: Source, seed: int, plan: Plan, out: Path, progress: Progress)
     samples = [Sample.strands(_seed(seed, number), size_px=plan.size_px) for number in range(1, plan.stacks + 1)]
     shots: list[Shot] = []
     with RunningWatch(incoming, isotropic, out / "cells.ssai3d", out / "watch.log") as watch:
-        progress("watch: " + watch.command_line, 0, plan.stacks)
+        progress("watch restores the next stacks", 0, plan.stacks)
+        watch.wait_until_watching(plan.patience_s)
         for number, sample in enumerate(samples, start=1):
             shots.append(_shoot(camera, incoming / f"stack_{number:02d}.ome.tif", sample))
-            progress("acquire the next stacks, watch restores them", len(shots), plan.stacks)
+            progress("acquire the next stacks", len(shots), plan.stacks)
         for done, shot in enumerate(shots, start=1):
-            result = isotropic / result_name(shot.path.name)
-            watch.wait_for(result.exists, f"the result of {shot.path.name}", plan.patience_s)
-            progress("watch: " + watch.command_line, done, plan.stacks)
+            watch.wait_for(isotropic / result_name(shot.path.name), plan.patience_s)
+            progress("watch restores the next stacks", done, plan.stacks)
     return shots
 
 

@@ -105,7 +105,7 @@ def _panels(views: Views, figures: StackFigures) -> list[tuple[str, str, str, Fl
 
     panels = [
         ("raw", "raw", note(figures.raw, figures.raw_axial_um), views.raw),
-        ("base", "base network, not tuned", note(figures.base, None), views.base),
+        ("base", "base, not tuned", note(figures.base, None), views.base),
         ("restored", "restored", note(figures.restored, figures.restored_axial_um), views.restored),
     ]
     if views.truth is not None:
@@ -161,8 +161,11 @@ def _spectrum(axes: Any, panels: list[tuple[str, str, str, Float]], voxel_um: fl
     for kind, title, _, volume in panels:
         of = spectrum(volume, 0, voxel_um)
         amplitude = np.sqrt(of.power)
+        shown = of.frequency >= 1 / (volume.shape[0] * voxel_um)  # below lies what the window makes of the mean
         style = {"lw": 1.2, "ls": (0, (1, 1))} if kind == "truth" else {"lw": 1.0 if kind == "base" else 1.7}
-        axes.semilogy(of.frequency, amplitude / amplitude.max(), color=COLOURS[kind], label=title, **style)
+        axes.semilogy(
+            of.frequency[shown], amplitude[shown] / amplitude.max(), color=COLOURS[kind], label=title, **style
+        )
     _dress(axes, "detail along Z: amplitude spectrum of all lines", "spatial frequency [1/µm]", "relative amplitude")
     axes.set_xlim(0, 0.5 / voxel_um)
     axes.set_ylim(1e-3, 1.5)

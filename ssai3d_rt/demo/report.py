@@ -166,10 +166,10 @@ class DemoResult:
         table = Table(title=f"Stacks restored while they were acquired (source: {self.source})")
         table.add_column("stack")
         known = any(stack.raw for stack in self.stacks)
-        headings = ["axial resolution [um]\nraw -> restored", "lateral\n[um]"]
+        headings = ["axial resolution (um)\nraw -> restored", "lateral\n(um)"]
         if known:
-            headings += ["PSNR [dB]\nraw -> base -> restored", "SSIM\nraw -> base -> restored"]
-        for heading in [*headings, "published\nafter [s]"]:
+            headings += ["PSNR (dB)\nraw -> base -> restored", "SSIM\nraw -> base -> restored"]
+        for heading in [*headings, "published\nafter (s)"]:
             table.add_column(heading, justify="right")
         for stack in self.stacks:
             table.add_row(*self._cells(stack, known=known))
@@ -177,9 +177,15 @@ class DemoResult:
             table.add_section()
             table.add_row(*self._cells(self.mean, known=known), style="bold")
         if known:
-            table.caption = "PSNR and SSIM against the known truth; base: the network as shipped, without fine-tuning"
+            table.caption = (
+                "resolution: half-period at which the Fourier spectrum ends; PSNR and SSIM: against the known truth; "
+                "base: the network as shipped, not fine-tuned"
+            )
         else:
-            table.caption = "the truth of this source is not known, so there is no PSNR or SSIM"
+            table.caption = (
+                "resolution: half-period at which the Fourier spectrum ends; "
+                "the truth of this source is not known, so there is no PSNR or SSIM"
+            )
         return table
 
     @staticmethod

@@ -45,7 +45,7 @@ def test_small_demo_does_the_whole_job(tmp_path: Path) -> None:
     assert (out / "model" / "loss.png").is_file()
     assert (out / "slices.png").read_bytes().startswith(b"\x89PNG")
     assert {"acquire", "calibrate", "finetune", "export", "watch", "report"} <= set(result.steps)
-    assert any("ssai3d-rt watch" in label for label in told)
+    assert {"acquire the first stack", "watch restores the next stacks", "measure the results"} <= set(told)
     report = json.loads((out / "report.json").read_text())
     assert report["stacks_restored"] == 2
     assert len(report["stacks"]) == 2
@@ -104,7 +104,7 @@ def test_watch_that_cannot_start_is_quoted(tmp_path: Path) -> None:
     with (
         RunningWatch(tmp_path / "in", tmp_path / "out", tmp_path / "no.ssai3d", tmp_path / "watch.log") as watch,
         pytest.raises(
-            IncompleteError, match=r"watch ended with exit code \d before the result; its last line: .*no\.ssai3d"
+            IncompleteError, match=r"watch ended with exit code \d before it was watching; its last line: .*no\.ssai3d"
         ),
     ):
-        watch.wait_for(lambda: False, "the result", 60)
+        watch.wait_until_watching(60)
