@@ -54,7 +54,10 @@ def calibrate(stacks: Stack | Iterable[Stack]) -> RigProfile:
     # Spots tell more than spectra: where some stacks have them, those decide.
     decisive = [r for r in resolutions if r.source == "spots"] or list(resolutions)
     noise = Noise(
-        gain=median(n.gain for n in noises), read=median(n.read for n in noises), snr=median(n.snr for n in noises)
+        gain=_short(median(n.gain for n in noises)),
+        read=_short(median(n.read for n in noises)),
+        background=_short(median(n.background for n in noises)),
+        snr=_short(median(n.snr for n in noises)),
     )
     warnings = dict.fromkeys(warning for r in decisive for warning in r.warnings)
     if noise.snr < NOISY_SNR:
@@ -77,7 +80,7 @@ def calibrate(stacks: Stack | Iterable[Stack]) -> RigProfile:
             high=_short(max(i.high for i in intensities)),
             saturated=_short(max(i.saturated for i in intensities)),
         ),
-        noise=Noise(gain=_short(noise.gain), read=_short(noise.read), snr=_short(noise.snr)),
+        noise=noise,
         warnings=tuple(warnings),
     )
 

@@ -42,24 +42,24 @@ def measure_intensity(data: Volume) -> Intensity:
 
 
 def measure_noise(data: Volume, intensity: Intensity) -> Noise:
-    """Fit ``variance = gain * (counts - intensity.low) + read^2`` to the noise of a stack.
+    """Fit ``variance = gain * (counts - background) + read^2`` to the noise of a stack.
 
     Parameters
     ----------
     data
         ``(Z, Y, X)`` counts.
     intensity
-        Of the same stack; its range is that of the signal to noise ratio, ``S / sqrt(gain * S + read^2)`` with
-        ``S = high - low``.
+        Of the same stack; the signal to noise ratio is ``S / sqrt(gain * S + read^2)`` with ``S = high - background``.
     """
     means, variances, counts = _variance_by_mean(richest_window(data), intensity)
-    signal = intensity.high - intensity.low
     if means.size == 0:
-        return Noise(gain=0.0, read=0.0, snr=0.0)
-    gain, base = _line(means - intensity.low, variances, counts)
+        return Noise(gain=0.0, read=0.0, background=intensity.low, snr=0.0)
+    background = float(means[0])
+    gain, base = _line(means - background, variances, counts)
+    signal = max(0.0, intensity.high - background)
     spread = gain * signal + base
     snr = signal / math.sqrt(spread) if spread > 0 else signal
-    return Noise(gain=gain, read=math.sqrt(base), snr=snr)
+    return Noise(gain=gain, read=math.sqrt(base), background=background, snr=snr)
 
 
 def _variance_by_mean(data: Volume, intensity: Intensity) -> tuple[Doubles, Doubles, Doubles]:

@@ -122,12 +122,15 @@ def _draw_power(axes: Any, stack: Stack) -> None:
 
 
 def _draw_profiles(axes: Any, stack: Stack, spots: PointSpots) -> None:
-    widths = (("X", 2, LATERAL, spots.lateral_std_um), ("Z", 0, AXIAL, spots.axial_std_um))
-    for name, axis, colour, std_um in widths:
-        distance, height = profile_along(stack.data, spots, axis, stack.voxel_um[axis])
-        axes.plot(distance, height, ".", color=colour, markersize=4, alpha=0.5)
+    widths = (
+        ("X and Y", (2, 1), LATERAL, spots.lateral_std_um, spots.lateral_um),
+        ("Z", (0,), AXIAL, spots.axial_std_um, spots.axial_um),
+    )
+    for name, along, colour, std_um, fwhm_um in widths:
+        for axis, marker in zip(along, (".", "+"), strict=False):
+            distance, height = profile_along(stack.data, spots, axis, stack.voxel_um[axis])
+            axes.plot(distance, height, marker, color=colour, markersize=4, alpha=0.5)
         curve = np.linspace(-4 * std_um, 4 * std_um, 200)
-        fwhm = spots.axial_um if axis == 0 else spots.lateral_um
-        axes.plot(curve, np.exp(-0.5 * (curve / std_um) ** 2), color=colour, label=f"{name}: FWHM {fwhm:.3g} µm")
+        axes.plot(curve, np.exp(-0.5 * (curve / std_um) ** 2), color=colour, label=f"{name}: FWHM {fwhm_um:.3g} µm")
     axes.set(title=f"{spots.count} spots", xlabel="distance from the centre (µm)", ylabel="height", ylim=(-0.2, 1.4))
     axes.legend(fontsize=8)

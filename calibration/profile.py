@@ -34,10 +34,11 @@ class Intensity(Settings):
 
 
 class Noise(Settings):
-    """Poisson-Gaussian noise: variance = gain * (counts - intensity.low) + read^2."""
+    """Poisson-Gaussian noise: variance = gain * (counts - background) + read^2."""
 
     gain: NotNegative
     read: NotNegative
+    background: Finite = 0.0
     snr: NotNegative = 0.0
 
 
@@ -151,9 +152,10 @@ _TABLE_COMMENTS = {
     "low": "percentile 1, counts",
     "high": "percentile 99.99, counts",
     "saturated": "share of voxels at the highest possible count, 0 to 1",
-    "gain": "variance per count above intensity.low, counts",
-    "read": "standard deviation of the noise at intensity.low, counts",
-    "snr": "signal to noise ratio between intensity.low and intensity.high",
+    "gain": "variance of the noise per count above the background, counts",
+    "read": "standard deviation of the noise at the background, counts",
+    "background": "mean counts of the darkest parts",
+    "snr": "signal to noise ratio of the brightest parts above the background",
 }
 
 

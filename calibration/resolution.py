@@ -93,11 +93,14 @@ def measure_resolution(stack: Stack) -> Resolution:
         warnings.append(f"the axial blur could not be measured ({axial}): taken from the SSAI-3D article, {_px(blur)}")
         typical_um = math.hypot(lateral_std_um, sum(blur) / 2 * stack.lateral_um)
         return Resolution(lateral_std_um, typical_um, blur, "spectrum", 0, tuple(warnings))
+    axial_std_um = axial.std_um
     if axial.share > HIDDEN_SHARE:
         blur = _hidden_blur(stack, axial, warnings)
+        # What is not seen is not claimed: no finer than the planes are apart.
+        axial_std_um = max(axial_std_um, stack.voxel_um[0] / GAUSSIAN_FWHM)
     else:
-        blur = _blur_range(stack, axial.std_um, lateral_std_um, warnings)
-    return Resolution(lateral_std_um, axial.std_um, blur, "spectrum", 0, tuple(warnings))
+        blur = _blur_range(stack, axial_std_um, lateral_std_um, warnings)
+    return Resolution(lateral_std_um, axial_std_um, blur, "spectrum", 0, tuple(warnings))
 
 
 def lateral_cutoffs(stack: Stack) -> list[Cutoff]:
@@ -137,12 +140,12 @@ def _blur_range(stack: Stack, axial_um: float, lateral_um: float, warnings: list
         warnings.append("axial planes are as sharp as lateral ones: there is no axial blur to undo")
         return low, 2 * low
     least, most = (1 - MARGIN) * blur_px, (1 + MARGIN) * blur_px
-    if least > high:
+    if blur_px > high:
         warnings.append(
             f"the axial blur of {blur_px:.1f} px is beyond the {high:g} px that base networks were trained on: "
-            f"taken from the SSAI-3D article, {_px(ARTICLE_BLUR_PX)}; expect a partial restoration"
+            "expect a partial restoration; larger lateral pixels (binning) would bring it into range"
         )
-        return ARTICLE_BLUR_PX
+        least = min(least, (1 - MARGIN) * high)
     return max(low, least), min(high, most)
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ssai3d_rt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
@@ -56,13 +56,34 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            if first["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(str(first["loc"][-1]), list(cls.model_fields), n=1, cutoff=0.4)
-                hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(cls.model_fields)}"
-                raise ConfigError(f'{where}: unknown key "{key}"; {hint}') from None
-            raise ConfigError(f"{where}: {key}: {first['msg']} (got {first['input']!r})") from None
+            raise ConfigError(f"{where}: {_explain(cls, error)}") from None
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    """Put the first problem in words; an unknown key comes before the missing one that it was probably meant to be."""
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = list(_model_at(model, first["loc"][:-1]).model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(known)}"
+        return f'unknown key "{key}"; {hint}'
+    if first["type"] == "missing":
+        return f'key "{key}" is missing'
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {reason} (got {first['input']!r})" if key else reason
+
+
+def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """Follow nested settings to the class that owns the last key of a path."""
+    for name in path:
+        field = model.model_fields.get(str(name))
+        inner = field.annotation if field is not None else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return model
 
 
 def read_toml(path: Path) -> dict[str, Any]:
