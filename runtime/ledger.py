@@ -28,6 +28,7 @@ ledger knows whether the file under that name is its own. The ledger does not lo
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import time
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -90,6 +93,10 @@ class State(str, Enum):
 
 class LedgerError(StorageError):
     """The ledger cannot be read or written."""
+
+
+class _DamagedError(Exception):
+    """The file is no ledger, or no longer."""
 
 
 class Fault(str, Enum):
@@ -159,7 +166,7 @@ class Ledger:
     Parameters
     ----------
     path
-        The SQLite file, made where absent, on a local disk.
+        The SQLite file, made where absent, on a local disk. A damaged one is moved aside and a new one begun.
     job
         Bundle and parameters: rows of other jobs are left alone.
 
@@ -179,8 +186,15 @@ class Ledger:
             ) from error
         self._lock = FileLock(path.with_name(path.name + ".lock"))
         try:
-            self._database = _connect(path)
-            self._prepare()
+            try:
+                self._database = self._opened()
+            except _DamagedError as error:
+                aside = _move_aside(path)
+                logger.error(
+                    "the ledger %s is damaged (%s); it is now %s; a new one takes over the results on disk",
+                    *(shown(path), error, aside.name),
+                )
+                self._database = self._opened()
         except BaseException:
             self._lock.release()
             raise
@@ -196,27 +210,31 @@ class Ledger:
         self._database.close()
         self._lock.release()
 
-    def _prepare(self) -> None:
+    def _opened(self) -> sqlite3.Connection:
+        database = _connect(self.path)
         try:
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            problem = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=FULL")
+            problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
             if problem != "ok":
-                raise sqlite3.DatabaseError(problem)
-            self._database.executescript(_SCHEMA)
-            row = self._database.execute("SELECT value FROM meta WHERE key='schema'").fetchone()
-            if row is None:
-                self._database.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+                raise _DamagedError(" ".join(problem.split()))
+            database.executescript(_SCHEMA)
+            database.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+            version = database.execute("SELECT value FROM meta WHERE key='schema'").fetchone()[0]
+            if version != str(SCHEMA_VERSION):
+                raise LedgerError(
+                    f"the ledger {shown(self.path)} has schema version {version}, this ssai3d-rt writes "
+                    f"{SCHEMA_VERSION}; use the version that made it, or move it away"
+                )
         except sqlite3.Error as error:
-            self._database.close()
-            advice = "move it away, results on disk stay as they are"
-            raise LedgerError(f"the ledger {shown(self.path)} cannot be used ({error}); {advice}") from error
-        if row is not None and row[0] != str(SCHEMA_VERSION):
-            self._database.close()
-            raise LedgerError(
-                f"the ledger {shown(self.path)} has schema version {row[0]}, this ssai3d-rt writes {SCHEMA_VERSION}; "
-                "use the version that made it, or move it away"
-            )
+            database.close()
+            if isinstance(error, sqlite3.OperationalError):
+                raise LedgerError(f"the ledger {shown(self.path)} cannot be used: {error}") from error
+            raise _DamagedError(str(error)) from error
+        except BaseException:
+            database.close()
+            raise
+        return database
 
     def _commit(self, sql: str, values: tuple[Any, ...]) -> int:
         try:
@@ -334,6 +352,20 @@ class Ledger:
     def _select(self, where: str, *values: Any) -> Iterator[Entry]:
         match = f"WHERE bundle=? AND parameters=? {where}"
         yield from select(self._database, match, (self.job.bundle, self.job.parameters, *values))
+
+
+def _move_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    try:
+        for suffix in ("-wal", "-shm", ""):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                os.rename(part, aside.with_name(aside.name + suffix))
+    except OSError as error:
+        raise LedgerError(
+            f"the damaged ledger {shown(path)} cannot be moved away: {error.strerror or error}"
+        ) from error
+    return aside
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:

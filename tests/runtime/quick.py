@@ -9,19 +9,22 @@ import os
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from ssai3d_rt.imaging.axial import restore_array
 from ssai3d_rt.imaging.read import open_acquisition
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.write import read_provenance, verify_ome_tiff, write_ome_tiff
-from ssai3d_rt.progress import Progress
 from ssai3d_rt.runtime.child import Part, Restore
 from ssai3d_rt.runtime.publish import temporary_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from ssai3d_rt.progress import Progress
 
 
 def unchanged(tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
