@@ -269,7 +269,7 @@ def _build_engine(bundle: Bundle, out: Path, progress: Progress) -> str:
     from ssai3d_rt.export.engine import engine_from_bundle
 
     try:
-        engine = engine_from_bundle(bundle, "tensorrt-rtx", out / "engines", progress=progress)
+        engine = engine_from_bundle(bundle, "tensorrt-rtx", out, progress=progress)
     except MissingPackageError as error:
         said = str(error)
     except Ssai3dError as error:

@@ -143,7 +143,7 @@ class DemoCamera:
         """Run a multi-dimensional acquisition through the beads at the place that the sample's seed picks."""
         from useq import Channel, MDASequence, ZRangeAround
 
-        z_step_um = 0.75
+        z_step_um = 0.5
         with demo_core(self.frame_px) as core:
             core.setXYPosition(37.0 * sample.seed, 0.0)
             core.waitForSystem()
@@ -267,7 +267,7 @@ def demo_core(frame_px: int) -> Iterator[Any]:
             "PixelType": "16bit",
             "OnCameraCCDXSize": frame_px,
             "OnCameraCCDYSize": frame_px,
-            "BeadDensity": 300,
+            "BeadDensity": 200,
             "BeadBlurRate": 1.0,
             "BeadBrightness": 8.0,
         }

@@ -25,6 +25,13 @@ INK = "#1c2530"
 COLOURS = {"raw": "#8a97a6", "base": "#3b8fc4", "restored": "#d2502d", "truth": INK}
 """One colour per volume, told apart in grey print and by colour-blind eyes."""
 
+_STYLES: dict[str, dict[str, Any]] = {
+    "raw": {"color": COLOURS["raw"], "lw": 1.7},
+    "base": {"color": COLOURS["base"], "lw": 1.0},
+    "restored": {"color": COLOURS["restored"], "lw": 1.7},
+    "truth": {"color": COLOURS["truth"], "lw": 1.2, "ls": (0, (1, 1))},
+}
+
 
 def draw(views: Views, figures: StackFigures, path: Path) -> None:
     """Write the picture of one stack as PNG.
@@ -46,30 +53,46 @@ def draw(views: Views, figures: StackFigures, path: Path) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.transforms import ScaledTranslation
     except ImportError as error:
         raise MissingPackageError("matplotlib", extra="train") from error
 
     panels = _panels(views, figures)
     row, column = best_slice(views)
     low, high = _display_range(views, row)
-    figure = Figure(figsize=(3.3 * len(panels), 6.6), dpi=150, facecolor="white")
+    depth, _, width = views.raw.shape
+    panel_in = 3.3  # inches; all heights follow from the slice's proportions
+    heights_in = (max(1.2, min(6.0, panel_in * depth / width)), 2.5)
+    above_in, between_in, below_in = 0.95, 0.65, 0.55
+    size_in = (panel_in * len(panels), above_in + heights_in[0] + between_in + heights_in[1] + below_in)
+    figure = Figure(figsize=size_in, dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
+    left, right = 0.75 / size_in[0], 1 - 0.15 / size_in[0]
     grid = figure.add_gridspec(
-        2, 1, height_ratios=(1.25, 1), hspace=0.22, left=0.055, right=0.985, top=0.855, bottom=0.085
+        2,
+        1,
+        height_ratios=heights_in,
+        hspace=between_in / (sum(heights_in) / 2),
+        left=left,
+        right=right,
+        top=1 - above_in / size_in[1],
+        bottom=below_in / size_in[1],
     )
-    slices = grid[0].subgridspec(1, len(panels), wspace=0.04)
-    charts = grid[1].subgridspec(1, 2, wspace=0.16)
+    slices = grid[0].subgridspec(1, len(panels), wspace=0.05)
+    charts = grid[1].subgridspec(1, 2, wspace=0.2)
 
-    figure.text(0.055, 0.965, "The same XZ slice, before and after", color=INK, fontsize=15, weight="bold", va="center")
-    figure.text(0.985, 0.965, views.name, color="#5b6775", fontsize=10, ha="right", va="center")
+    top = 1 - 0.25 / size_in[1]
+    figure.text(left, top, "The same XZ slice, before and after", color=INK, fontsize=15, weight="bold", va="center")
+    figure.text(right, top, views.name, color="#5b6775", fontsize=10, ha="right", va="center")
     for place, (kind, title, note, volume) in enumerate(panels):
         axes = figure.add_subplot(slices[place])
         axes.imshow(volume[:, row], cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect="equal")
         mark = "white" if kind == "truth" else COLOURS[kind]
         for ends in ((0.0, 0.07), (0.93, 1.0)):  # at the borders only, so that the line hides nothing
             axes.axvline(column, *ends, color=mark, lw=1.6)
-        axes.set_title(f"{title}\n", color=INK, fontsize=11, weight="bold", pad=4)
-        axes.text(0.5, 1.03, note, transform=axes.transAxes, ha="center", color="#5b6775", fontsize=9)
+        axes.set_title(title, color=INK, fontsize=11, weight="bold", pad=19)
+        above = ScaledTranslation(0, 6 / 72, figure.dpi_scale_trans)  # points to inches
+        axes.text(0.5, 1.0, note, transform=axes.transAxes + above, color="#5b6775", fontsize=9, ha="center")
         axes.set_xticks([])
         axes.set_yticks([])
         if place == 0:
@@ -137,23 +160,11 @@ def _round_length(length_um: float) -> float:
 
 def _profile(axes: Any, panels: list[tuple[str, str, str, Float]], row: int, column: int, voxel_um: float) -> None:
     """Draw intensity between the marks of the panels."""
-    for kind, title, _, volume in panels:
+    for kind, _, _, volume in panels:
         depth_um = np.arange(volume.shape[0]) * voxel_um
-        style = {"lw": 1.2, "ls": (0, (1, 1))} if kind == "truth" else {"lw": 1.0 if kind == "base" else 1.7}
-        axes.plot(depth_um, volume[:, row, column], color=COLOURS[kind], label=title, **style)
+        axes.plot(depth_um, volume[:, row, column], **_STYLES[kind])
     _dress(axes, "Z profile between the marks", "Z [µm]", "intensity")
     axes.set_xlim(0, (panels[0][3].shape[0] - 1) * voxel_um)
-    axes.legend(
-        frameon=False,
-        fontsize=8,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 0.99),
-        borderaxespad=0.2,
-        ncols=len(panels),
-        labelcolor=INK,
-        columnspacing=1.2,
-        handlelength=1.6,
-    )
 
 
 def _spectrum(axes: Any, panels: list[tuple[str, str, str, Float]], voxel_um: float) -> None:
@@ -169,6 +180,7 @@ def _spectrum(axes: Any, panels: list[tuple[str, str, str, Float]], voxel_um: fl
     _dress(axes, "detail along Z: amplitude spectrum of all lines", "spatial frequency [1/µm]", "relative amplitude")
     axes.set_xlim(0, 0.5 / voxel_um)
     axes.set_ylim(1e-3, 1.5)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower left", borderaxespad=0.2, labelcolor=INK)
 
 
 def _dress(axes: Any, title: str, x_label: str, y_label: str) -> None:

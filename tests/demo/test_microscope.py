@@ -98,7 +98,7 @@ def test_demo_camera_acquires_beads(tmp_path: Path, sample: Sample) -> None:
         stacks.append(read_stack(path))
     for stack in stacks:
         assert stack.data.shape == (9, 64, 64)
-        assert stack.voxel_um == pytest.approx((0.75, 0.25, 0.25))
+        assert stack.voxel_um == pytest.approx((0.5, 0.25, 0.25))
         lit = (stack.data > 0.3 * stack.data.max()).mean((1, 2))
         assert lit[0] > 1.3 * lit[4]
         assert lit[8] > 1.3 * lit[4]
