@@ -112,6 +112,8 @@ class Manifest(_Part):
         What the export, and what every backend on a rig, was or will be held to on the golden tiles.
     parity
         What the export reached (ONNX Runtime CPU against FP32 torch).
+    rehearsal
+        What the network reached with every rounding of FP16, which CPUs leave out and GPUs make.
     peak_activation
         Largest absolute value inside the network on the golden tiles; FP16 ends at 65504.
     adaptation
@@ -134,6 +136,7 @@ class Manifest(_Part):
     limits: Limits
     backend_limits: Limits
     parity: ParityReport
+    rehearsal: ParityReport
     peak_activation: float
     adaptation: AdaptationEntry
     tools: dict[str, str]

@@ -9,8 +9,9 @@ the twin is made from its state with the linear parts folded (see `fold`). It do
 >>> from ssai3d_rt.network.nafnet import NAFNet, NAFNetShape
 >>> from ssai3d_rt.network.weights import state_from
 >>> state = state_from(NAFNet(NAFNetShape(width=8, enc=(1,), middle=1, dec=(1,))))
->>> peak_activation(state, np.ones((2, 1, 16, 16), np.float32)) < 100
-True
+>>> restored, peak = rehearse(state, np.ones((2, 1, 16, 16), np.float32))
+>>> restored.shape, peak < FP16_MAX
+((2, 1, 16, 16), True)
 """
 
 from __future__ import annotations
@@ -68,22 +69,28 @@ class TypedNAFNet(nn.Module):
         FP16 with FP32 islands, else FP32.
     pool_window
         As in `NAFNet`.
+    rehearsal
+        Compute in FP32, but round every weight and every value that FP16 would store, and note the largest of them in
+        `peak`: what a GPU's FP16 units do (they add up in FP32), at the speed of a CPU's FP32 units.
     """
 
-    def __init__(self, state: Mapping[str, Array], *, half: bool, pool_window: int | None = None) -> None:
+    def __init__(
+        self, state: Mapping[str, Array], *, half: bool, pool_window: int | None = None, rehearsal: bool = False
+    ) -> None:
         super().__init__()
         self.shape: NAFNetShape = shape_of(state)
-        self.dtype = torch.float16 if half else torch.float32
+        self.rounds = half and rehearsal
+        self.dtype = torch.float16 if half and not rehearsal else torch.float32
         self.pool_window = pool_window
-        self.peak: Tensor | None = None
+        self.peak: Tensor | None = torch.zeros(()) if rehearsal else None
         for key, value in folded_blocks(state).items():
-            tensor = torch.from_numpy(np.array(value, np.float32)).to(self.dtype)
-            self.register_buffer(_buffer(key), tensor)
+            tensor = torch.from_numpy(np.array(value, np.float32))
+            self.register_buffer(_buffer(key), tensor.half().float() if self.rounds else tensor.to(self.dtype))
 
     def forward(self, tiles: Tensor) -> Tensor:
         """(N, C, T, T) float32 -> the same; T is a multiple of the shape's `multiple`."""
         shape = self.shape
-        x = self._conv("intro", tiles.to(self.dtype), padding=1)
+        x = self._conv("intro", self._stored(tiles.to(self.dtype)), padding=1)
         skips = []
         for level, count in enumerate(shape.enc):
             x = self._blocks(f"encoders.{level}", x, count, level)
@@ -91,7 +98,7 @@ class TypedNAFNet(nn.Module):
             x = self._conv(f"downs.{level}", x, stride=2)
         x = self._blocks("middle_blks", x, shape.middle, len(shape.enc))
         for number, count in enumerate(shape.dec):
-            x = self._seen(F.pixel_shuffle(self._conv(f"ups.{number}.0", x), 2) + skips.pop())
+            x = self._stored(F.pixel_shuffle(self._conv(f"ups.{number}.0", x), 2) + skips.pop())
             x = self._blocks(f"decoders.{number}", x, count, len(shape.dec) - 1 - number)
         return self._conv("ending", x, padding=1).float() + tiles
 
@@ -101,12 +108,12 @@ class TypedNAFNet(nn.Module):
         return x
 
     def _block(self, prefix: str, x: Tensor, level: int) -> Tensor:
-        y = self._conv(f"{prefix}.conv1", _normalised(x))
+        y = self._conv(f"{prefix}.conv1", self._stored(_normalised(x)))
         y = self._gate(self._conv(f"{prefix}.conv2", y, padding=1, groups=y.shape[1]))
-        attention = self._conv(f"{prefix}.sca.1", self._pooled(y, level))
-        x = self._seen(x + self._conv(f"{prefix}.conv3", self._seen(y * attention)))
-        y = self._gate(self._conv(f"{prefix}.conv4", _normalised(x)))
-        return self._seen(x + self._conv(f"{prefix}.conv5", y))
+        attention = self._conv(f"{prefix}.sca.1", self._stored(self._pooled(y, level)))
+        x = self._stored(x + self._conv(f"{prefix}.conv3", self._stored(y * attention)))
+        y = self._gate(self._conv(f"{prefix}.conv4", self._stored(_normalised(x))))
+        return self._stored(x + self._conv(f"{prefix}.conv5", y))
 
     def _pooled(self, y: Tensor, level: int) -> Tensor:
         """(N, C, H, W) -> (N, C, 1, 1), or (N, C, H, W) where the window is smaller than the image."""
@@ -123,17 +130,19 @@ class TypedNAFNet(nn.Module):
 
     def _gate(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, 1)
-        return self._seen(a * b)
+        return self._stored(a * b)
 
     def _conv(self, name: str, x: Tensor, **options: int) -> Tensor:
         weight: Tensor = getattr(self, _buffer(f"{name}.weight"))
         bias: Tensor | None = getattr(self, _buffer(f"{name}.bias"), None)
-        return self._seen(F.conv2d(x, weight, bias, **options))
+        return self._stored(F.conv2d(x, weight, bias, **options))
 
-    def _seen(self, x: Tensor) -> Tensor:
-        if self.peak is not None:
-            self.peak = torch.maximum(self.peak, x.abs().amax().float())
-        return x
+    def _stored(self, x: Tensor) -> Tensor:
+        """Pass on a value that is stored in the network's precision; look at it in a rehearsal."""
+        if self.peak is None:
+            return x
+        self.peak = torch.maximum(self.peak, x.abs().nan_to_num(torch.inf, torch.inf).amax())
+        return x.half().float() if self.rounds else x
 
 
 def onnx_from_model(
@@ -202,18 +211,24 @@ def onnx_from_model(
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def peak_activation(state: Mapping[str, Array], tiles: Array, *, pool_window: int | None = None) -> float:
-    """Return the largest absolute value inside the FP32 twin on some tiles; NaN where it computes NaN.
+def rehearse(
+    state: Mapping[str, Array], tiles: Array, *, precision: str = "fp16", pool_window: int | None = None
+) -> tuple[Array, float]:
+    """Run tiles with the roundings of the export's precision, without the export.
 
-    FP16 ends at 65504 (`FP16_MAX`). Measured in FP32, because runtimes on CPUs compute FP16 graphs in FP32 here and
-    there, and would hide an overflow that a GPU shows.
+    Runtimes on CPUs drop casts and compute FP16 graphs in FP32; they hide overflows and roundings that a GPU shows.
+    This does not.
+
+    Returns
+    -------
+    ``(N, 1, T, T)`` float32, infinite or NaN where FP16 overflows, and the largest absolute value inside the network,
+    which is infinite once something overflowed (FP16 ends at `FP16_MAX`).
     """
-    network = TypedNAFNet(state, half=False, pool_window=pool_window).eval()
-    network.peak = torch.zeros(())
+    network = TypedNAFNet(state, half=precision == "fp16", pool_window=pool_window, rehearsal=True).eval()
     with torch.inference_mode():
-        for tile in tiles:
-            network(torch.from_numpy(tile[None]))
-    return float(network.peak)
+        answers = [network(torch.from_numpy(tile[None])).numpy() for tile in tiles]
+    assert network.peak is not None
+    return np.concatenate(answers), float(network.peak)
 
 
 def _normalised(x: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytest_plugins = ["tests.tiny"]
+
 os.environ.setdefault("PYMM_SIGNALS_BACKEND", "psygnal")  # no Qt in a headless run
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ssai3d_rt.errors import BackendError, BundleError, MissingPackageError, StorageError
+from ssai3d_rt.export.cache import cache_folder, private_folder
+from ssai3d_rt.export.engine import (
+    RTX_TARGETS,
+    BatchRange,
+    engine_from_bundle,
+    engine_notes,
+    import_trt,
+    load_engine,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ssai3d_rt.export.bundle import Bundle
+
+needs_rtx = pytest.mark.skipif(
+    __import__("importlib.util").util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed"
+)
+posix = pytest.mark.skipif(sys.platform == "win32", reason="file modes are POSIX")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines-cache")
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_bundle: Bundle, cache: Path) -> Path:
+    return engine_from_bundle(tiny_bundle, "tensorrt-rtx", cache)
+
+
+@needs_rtx
+def test_an_engine_is_built_without_a_gpu_and_without_a_warning_about_layernorm(
+    engine: Path, tiny_bundle: Bundle
+) -> None:
+    data, note = load_engine(engine)
+    assert len(data) > 10_000
+    assert note.onnx_sha256 == tiny_bundle.onnx_sha256
+    assert note.targets == RTX_TARGETS
+    assert (note.tile, note.batches) == (64, (1, 8, 16))
+    assert note.version == import_trt("tensorrt-rtx").__version__
+    assert not [warning for warning in note.warnings if "layernorm" in warning.lower()], note.warnings
+
+
+@needs_rtx
+def test_the_builder_does_warn_of_a_layernorm_in_fp16(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from ssai3d_rt.export import typed
+    from tests.tiny import TILE, tiny_state
+
+    def without_island(x: Any) -> Any:
+        centred = x - x.mean(1, keepdim=True)
+        return centred * torch.rsqrt((centred * centred).mean(1, keepdim=True) + 1e-6)
+
+    monkeypatch.setattr(typed, "_normalised", without_island)
+    spoilt = replace(tiny_bundle, onnx=typed.onnx_from_model(tiny_state(), tile=TILE))
+    _, note = load_engine(engine_from_bundle(spoilt, "tensorrt-rtx", tmp_path))
+    assert [warning for warning in note.warnings if "layernorm nodes in FP16" in warning], note.warnings
+
+
+@needs_rtx
+def test_a_second_call_takes_the_engine_from_the_cache(engine: Path, tiny_bundle: Bundle, cache: Path) -> None:
+    before = engine.stat().st_mtime_ns
+    assert engine_from_bundle(tiny_bundle, "tensorrt-rtx", cache) == engine
+    assert engine.stat().st_mtime_ns == before
+    assert [path for path, _ in engine_notes(cache)] == [engine]
+
+
+@needs_rtx
+@posix
+def test_the_cache_is_private(engine: Path) -> None:
+    for folder in (engine.parent, engine.parent.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@needs_rtx
+def test_a_changed_engine_is_never_loaded_but_built_again(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    few = BatchRange(1, 2, 2)
+    path = engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path, batches=few)
+    good, _ = load_engine(path)
+    path.write_bytes(b"evil" + good[4:])
+    with pytest.raises(BundleError, match="was changed after it was built"):
+        load_engine(path)
+    assert engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path, batches=few) == path
+    assert load_engine(path)[0][:4] == good[:4]
+    (path.parent / "engine.json").unlink()
+    with pytest.raises(BundleError, match="is not an engine that was built here"):
+        load_engine(path)
+
+
+@needs_rtx
+def test_other_batches_get_another_engine(tiny_bundle: Bundle, engine: Path, cache: Path) -> None:
+    other = engine_from_bundle(tiny_bundle, "tensorrt-rtx", cache, batches=BatchRange(1, 1, 1))
+    assert other != engine
+    assert load_engine(other)[1].batches == (1, 1, 1)
+
+
+@needs_rtx
+def test_a_build_tells_its_progress_and_can_be_cancelled(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    cancel = threading.Event()
+    seen: list[tuple[str, int, int]] = []
+
+    def progress(label: str, done: int, total: int, /) -> None:
+        seen.append((label, done, total))
+        cancel.set()
+
+    with pytest.raises(BackendError, match=r"built no engine .*: cancelled"):
+        engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path, progress=progress, cancel=cancel)
+    assert seen[0][0].startswith("engine: ")
+    assert all(0 < done <= total for _, done, total in seen)
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+@needs_rtx
+def test_an_exception_of_the_caller_stops_the_build_and_is_raised(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    def interrupt(label: str, done: int, total: int, /) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path, progress=interrupt)
+    assert list((tmp_path / "engines").iterdir()) == []
+
+
+@needs_rtx
+def test_an_onnx_that_the_parser_cannot_read_is_a_clear_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"tensorrt_rtx cannot read .*tiny.ssai3d"):
+        engine_from_bundle(replace(tiny_bundle, onnx=tiny_bundle.onnx[:200]), "tensorrt-rtx", tmp_path)
+
+
+@needs_rtx
+def test_a_builder_that_finds_no_gpu_is_a_clear_error(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What TensorRT does without a driver; TensorRT for RTX builds without one, so here it is imitated.
+    import tensorrt_rtx
+
+    class NoGpu:
+        def __init__(self, logger: Any) -> None:
+            logger.log(tensorrt_rtx.ILogger.ERROR, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(tensorrt_rtx, "Builder", NoGpu)
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU or driver \(CUDA init.*: 35\); build on the rig"):
+        engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path)
+
+
+def test_a_missing_package_and_an_unknown_backend_are_named(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "ssai3d-rt\[tensorrt\]"'):
+        engine_from_bundle(tiny_bundle, "tensorrt", tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingPackageError, match=r'pip install "ssai3d-rt\[tensorrt-rtx\]"'):
+        engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path)
+    with pytest.raises(BackendError, match="no engines for backend 'openvino'; choose from tensorrt, tensorrt-rtx"):
+        engine_from_bundle(tiny_bundle, "openvino", tmp_path)
+
+
+@posix
+def test_a_cache_that_others_could_write_is_closed_and_refused_once(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(StorageError, match="was open to other users"):
+        private_folder(folder)
+    assert stat.S_IMODE(private_folder(folder).stat().st_mode) == 0o700
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with pytest.raises(StorageError, match="is not a folder of this user"):
+        private_folder(link)
+
+
+def test_the_cache_lies_where_the_system_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSAI3D_RT_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("SSAI3D_RT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    if sys.platform != "darwin":
+        assert cache_folder() == tmp_path / "ssai3d-rt"
+    assert os.fspath(cache_folder()).endswith("ssai3d-rt")
