@@ -44,7 +44,7 @@ from ssai3d_rt.runtime.publish import (
     result_name,
 )
 from ssai3d_rt.runtime.scan import candidate
-from ssai3d_rt.runtime.worker import Worker, back_off_s
+from ssai3d_rt.runtime.worker import Worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,12 +261,12 @@ class Line:
             self._book.move(entry, State.FAILED, fault=fault, reason=f"failed {entry.attempts} times, last: {reason}")
         else:
             attempts = max(entry.attempts, 1)
-            self._not_before[entry.path] = now + back_off_s(attempts)
+            self._not_before[entry.path] = now + self._settings.wait_s(attempts)
             self._book.move(entry, State.READY, attempts=attempts, reason=f"tried again after: {reason}")
 
     def _pause(self, reason: str, now: float) -> None:
         self._refusals += 1
-        self._paused_until = now + back_off_s(self._refusals)
+        self._paused_until = now + self._settings.wait_s(self._refusals)
         if self._refusals == 1:
             logger.error("paused, and tried again by itself: %s", reason)
         self._book.ledger.note("paused", reason)

@@ -337,7 +337,7 @@ def _provenance(acquisition: Acquisition, runner: Runner, notes: list[dict[str, 
     """Everything that the result depends on; the same input gives the same provenance, so no time of day."""
     return {
         "software": f"ssai3d-rt {importlib.metadata.version('ssai3d-rt')}",
-        "source": acquisition.path.name,
+        "source": shown(acquisition.path.name),
         "source_voxel_um": list(acquisition.voxel_um),
         "source_shape": list(acquisition.shape),
         "bundle_id": runner.bundle_id,

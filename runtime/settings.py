@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from ssai3d_rt.config import Settings
 
@@ -40,6 +40,8 @@ class WatchSettings(Settings):
         Time between two looks of a polling observer.
     attempts
         A stack on which the restoring process fails so often is listed as failed.
+    back_off_s
+        Waiting times after the first, second and following failures in a row, of a stack, the process or the disk.
     stall_s, start_s
         The restoring process is thrown away when it says nothing for so long, at work and while it starts.
     stop_s
@@ -66,6 +68,7 @@ class WatchSettings(Settings):
     observer: Literal["auto", "native", "polling", "off"] = "auto"
     poll_s: float = Field(default=2.0, gt=0)
     attempts: int = Field(default=3, ge=1)
+    back_off_s: tuple[PositiveFloat, ...] = Field(default=(1.0, 5.0, 30.0, 60.0), min_length=1)
     stall_s: float = Field(default=600.0, gt=0)
     start_s: float = Field(default=1800.0, gt=0)
     stop_s: float = Field(default=10.0, ge=0)
@@ -78,3 +81,7 @@ class WatchSettings(Settings):
     voxel_z_um: float | None = Field(default=None, gt=0)
     voxel_xy_um: float | None = Field(default=None, gt=0)
     ledger: Path | None = None
+
+    def wait_s(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row."""
+        return self.back_off_s[min(max(failures, 1), len(self.back_off_s)) - 1]

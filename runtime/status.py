@@ -59,6 +59,8 @@ def summary(where: str | os.PathLike[str], *, most: int = 10) -> dict[str, Any]:
     path = _find(Path(where))
     database = connect_read_only(path)
     try:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name='stacks'").fetchone():
+            raise InputError(f"the ledger {shown(path)} is only just being made; ask again in a moment")
         paused = database.execute("SELECT value FROM meta WHERE key='paused'").fetchone()
         return {
             "ledger": shown(path),

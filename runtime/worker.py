@@ -27,14 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BACK_OFF_S = (1.0, 5.0, 30.0, 60.0)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _START = "import sys; sys.path[:] = {path!r}; from ssai3d_rt.runtime.child import serve; serve()"
-
-
-def back_off_s(failures: int) -> float:
-    """Seconds to wait after so many failures in a row."""
-    return BACK_OFF_S[min(max(failures, 1), len(BACK_OFF_S)) - 1]
 
 
 class Worker:
@@ -110,7 +104,7 @@ class Worker:
         """Throw the process away; the next `poll` starts another one, after a back-off where it `failed`."""
         self.close()
         self._failures = self._failures + 1 if failed else 0
-        self._start_at = time.monotonic() + (back_off_s(self._failures) if failed else 0.0)
+        self._start_at = time.monotonic() + (self._settings.wait_s(self._failures) if failed else 0.0)
 
     def close(self) -> None:
         """End the process, at once."""

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ssai3d_rt.errors import BackendError, InputError
 from ssai3d_rt.imaging.axial import restore_array
+from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.imaging.read import open_acquisition
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.write import read_provenance, verify_ome_tiff, write_ome_tiff
@@ -48,13 +50,14 @@ class QuickRecipe:
 
     def open(self) -> QuickRestorer:
         if self.refuse:
-            from ssai3d_rt.errors import BackendError
-
             raise BackendError(self.refuse)
         return QuickRestorer(self)
 
     def made(self, result: Path, content: str) -> bool:
-        found = read_provenance(result)
+        try:
+            found = read_provenance(result)
+        except InputError:
+            return False
         return (found.get("source_sha256"), found.get("bundle_id")) == (content, self.bundle_id)
 
 
@@ -83,14 +86,15 @@ class QuickRestorer:
                 raw = acquisition.read(key)
                 made = restore_array(raw.data, raw.voxel_um, unchanged, tile=64, batch=16)
                 stacks.append(Stack(made.data, made.voxel_um, key.channel_name, key.time, key.position_name))
-        if "slow" in name:
+        if "slow" in name and not (flag := self._recipe.log.with_name(name + ".grown")).exists():
+            flag.touch()
             with open(order.source, "ab") as file:  # as a writer would, while it is read
                 file.write(b"more")
         time.sleep(self._recipe.delay_s)
-        provenance = {"source_sha256": order.content, "bundle_id": self._recipe.bundle_id, "source": name}
+        provenance = {"source_sha256": order.content, "bundle_id": self._recipe.bundle_id, "source": shown(name)}
         written = write_ome_tiff(temporary, stacks, provenance)
         with open(self._recipe.log, "a") as log:
-            log.write(name + "\n")
+            log.write(shown(name) + "\n")
         return [Part(temporary, partial(verify_ome_tiff, expected=written))]
 
     def close(self) -> None:
