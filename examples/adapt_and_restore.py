@@ -13,17 +13,19 @@ from pathlib import Path
 
 import ssai3d_rt as rt
 from ssai3d_rt.imaging.metrics import fourier_resolution_um
-from ssai3d_rt.imaging.simulate import acquire, standard_strands
+from ssai3d_rt.imaging.simulate import acquire, strands
 
 
 def main() -> None:
     """Calibrate, fine-tune, export, restore; print what became of the axial resolution."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=200, help="steps of fine-tuning")
+    parser.add_argument("--size", type=int, default=96, help="edge of the simulated sample in pixels")
     parser.add_argument("--out", type=Path, help="where to keep the bundle; thrown away by default")
     arguments = parser.parse_args()
 
-    stack = acquire(standard_strands(), 4)
+    size = arguments.size
+    stack = acquire(strands((size, size, size), max(1, 60 * size**2 // 96**2)), 4)
     print(f"raw:      {stack.data.shape} {stack.data.dtype}, voxel {stack.voxel_um} um")
 
     rig = rt.calibrate(stack)

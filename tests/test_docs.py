@@ -127,16 +127,32 @@ def run_python(arguments: list[str], folder: Path) -> subprocess.CompletedProces
     )
 
 
+PROLOGUE = """
+from ssai3d_rt.imaging.simulate import acquire, strands
+from ssai3d_rt.imaging.write import write_ome_tiff
+write_ome_tiff("cells.ome.tif", acquire(strands((48, 48, 48), 15), 4), {})
+"""
+
+
 @pytest.mark.parametrize("block", of("python"), ids=where)
-def test_python_blocks_run(block: Block, tmp_path: Path) -> None:
-    """Run a block as it stands, but for the minutes of fine-tuning, which become a few iterations."""
+def test_python_blocks_parse(block: Block) -> None:
     ast.parse(block.text)
-    if not block.runs:
-        return
-    pytest.importorskip("torch", reason="the block fine-tunes")
-    script = tmp_path / "block.py"
-    script.write_text(re.sub(r"minutes=[\d.]+", "iterations=2", block.text), encoding="utf-8")
-    done = run_python([str(script)], tmp_path)
+
+
+@pytest.mark.timeout(300)
+def test_python_blocks_run(tmp_path: Path) -> None:
+    """Run all blocks, the README's first: it makes the bundle ``cells.ssai3d`` that the others speak of.
+
+    Each has names of its own, in a folder with a file ``cells.ome.tif``. They run as they stand, but for the minutes of
+    fine-tuning, which become a few iterations.
+    """
+    pytest.importorskip("torch", reason="the blocks fine-tune")
+    run = sorted((b for b in of("python") if b.runs), key=lambda b: not b.where.startswith("README"))
+    assert run[0].where.startswith("README")
+    texts = {b.where: re.sub(r"minutes=[\d.]+", "iterations=2", b.text) for b in run}
+    lines = [PROLOGUE, *(f"exec(compile({text!r}, {where!r}, 'exec'), {{}})" for where, text in texts.items())]
+    (tmp_path / "blocks.py").write_text("\n".join(lines), encoding="utf-8")
+    done = run_python(["blocks.py"], tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -145,10 +161,11 @@ def test_toml_blocks_parse(block: Block) -> None:
     assert tomllib.loads(block.text)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_examples_run(path: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the example fine-tunes")
-    done = run_python([str(path), "--iterations", "2"], tmp_path)
+    done = run_python([str(path), "--iterations", "2", "--size", "48"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

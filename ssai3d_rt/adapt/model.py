@@ -18,9 +18,9 @@ import numpy.typing as npt
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import InputError
 from ssai3d_rt.network.weights import State, load_network, save_state
+from pathlib import Path
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from ssai3d_rt.network.nafnet import NAFNetShape
 
@@ -127,8 +127,9 @@ class AdaptedModel:
     record: ModelRecord
     samples: npt.NDArray[np.float32]
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write the folder; weights and record appear under their names only when whole."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{SAMPLES}.partial"
         with partial.open("wb") as file:
@@ -141,7 +142,7 @@ class AdaptedModel:
         return folder
 
     @classmethod
-    def load(cls, folder: Path) -> AdaptedModel:
+    def load(cls, folder: str | Path) -> AdaptedModel:
         """Read a folder that `save` wrote.
 
         Raises
@@ -149,6 +150,7 @@ class AdaptedModel:
         InputError
             Not such a folder, or a file is missing or damaged.
         """
+        folder = Path(folder)
         if not (folder / RECORD).is_file():
             raise InputError(f"{folder} is not an adapted model (no {RECORD}); make one with: ssai3d-rt finetune")
         try:
