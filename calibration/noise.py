@@ -49,16 +49,17 @@ def measure_noise(data: Volume, intensity: Intensity) -> Noise:
     data
         ``(Z, Y, X)`` counts.
     intensity
-        Of the same stack; the signal to noise ratio is ``S / sqrt(gain * S + read^2)`` with ``S = high - background``.
+        Of the same stack. The signal to noise ratio is ``S / sqrt(gain * S + read^2)``, S from the background to the
+        brightest parts that are more than a few pixels.
     """
     means, variances, counts = _variance_by_mean(richest_window(data), intensity)
     if means.size == 0:
         return Noise(gain=0.0, read=0.0, background=intensity.low, snr=0.0)
     background = float(means[0])
     gain, base = _line(means - background, variances, counts)
-    signal = max(0.0, intensity.high - background)
+    signal = float(means[-1]) - background
     spread = gain * signal + base
-    snr = signal / math.sqrt(spread) if spread > 0 else signal
+    snr = signal / math.sqrt(spread) if spread > 0 else 0.0
     return Noise(gain=gain, read=math.sqrt(base), background=background, snr=snr)
 
 

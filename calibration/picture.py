@@ -7,6 +7,7 @@ It knows how to draw, not how to measure.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from ssai3d_rt.calibration.beads import PointSpots, point_spots, profile_along
 from ssai3d_rt.calibration.resolution import lateral_cutoffs
 from ssai3d_rt.errors import InputError, MissingPackageError, StorageError
-from ssai3d_rt.imaging.fourier import cutoff_of, spectrum
+from ssai3d_rt.imaging.fourier import cutoff_of, richest_window, spectrum
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +50,8 @@ def draw_spectra(stack: Stack, profile: RigProfile, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingPackageError("matplotlib", extra="train") from None
+    # Measured where calibration measured: in the window that holds most contrast.
+    stack = replace(stack, data=richest_window(stack.data))
     spots = _spots(stack)
     panels = 2 if spots is None else 3
     figure = Figure(figsize=(4.8 * panels, 4.2), layout="constrained")

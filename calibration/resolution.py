@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ssai3d_rt.calibration.beads import PointSpots, point_spots
 from ssai3d_rt.errors import InputError
-from ssai3d_rt.imaging.fourier import Cutoff, cutoff_of, spectrum
+from ssai3d_rt.imaging.fourier import Cutoff, cutoff_of, richest_window, spectrum
 from ssai3d_rt.imaging.spots import GAUSSIAN_FWHM
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def measure_resolution(stack: Stack) -> Resolution:
     """
     lateral = lateral_cutoffs(stack)
     lateral_std_um = sum(cutoff.std_um for cutoff in lateral) / len(lateral)
-    spots = point_spots(stack.data, stack.voxel_um, lateral_std_um=lateral_std_um)
+    spots = point_spots(richest_window(stack.data), stack.voxel_um, lateral_std_um=lateral_std_um)
     if spots is not None:
         return _from_spots(stack, spots)
     warnings: list[str] = []

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import pytest
 from pydantic import Field, ValidationError
@@ -8,9 +8,12 @@ from pydantic import Field, ValidationError
 from ssai3d_rt.config import Settings, read_toml
 from ssai3d_rt.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 class Stage(Settings):
-    step_um: float = Field(0.5, gt=0)
+    step_um: Annotated[float, Field(gt=0)] = 0.5
 
 
 class Rig(Settings):
@@ -22,7 +25,7 @@ def test_values_are_taken_and_nested_and_frozen() -> None:
     rig = Rig.of({"exposure_ms": 20, "stage": {"step_um": 0.3}})
     assert (rig.exposure_ms, rig.stage.step_um) == (20.0, 0.3)
     with pytest.raises(ValidationError, match="frozen"):
-        rig.exposure_ms = 5.0  # type: ignore[misc]
+        rig.exposure_ms = 5.0
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,14 @@ class Spectrum:
         ``(n,)`` float64 mean power over all lines, in squared counts.
     floor
         Power of the noise, see `spectrum`.
+    error
+        Relative standard error of the noise's power: the mean over n independent lines is uncertain by 1 / sqrt(n).
     """
 
     frequency: Doubles
     power: Doubles
     floor: float
+    error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,10 @@ class Cutoff:
 
 CUTOFF = 0.02
 """Share of the gradient power's peak at which a spectrum is said to end (-17 dB)."""
-ABOVE_NOISE = 1.1
-"""Power over noise floor that still counts as signal; the mean over thousands of lines is that precise."""
+ABOVE_NOISE = 0.1
+"""Excess over the noise floor, relative to it, that counts as signal; never less than `SIGNIFICANT` errors."""
+SIGNIFICANT = 5.0
+"""Standard errors that make an excess over the noise floor credible."""
 
 
 def fourier_resolution_um(volume: Volume, voxel_um: tuple[float, float, float], axis: int) -> float:
@@ -141,10 +146,13 @@ def spectrum(volume: Volume, axis: int, spacing_um: float) -> Spectrum:
         raise InputError(f"a spectrum needs at least 4 samples along the axis, got {length}; acquire more planes")
     values = richest_window(volume).astype(np.float32)
     floor = noise_variance(values)
+    dependent = 1.0
     for across in {1, 2} - {axis}:
         if values.shape[across] >= 2 * _BINOMIAL.size:
             values = _slide(values, across)
+            correlation = np.correlate(_BINOMIAL, _BINOMIAL, "full") / np.sum(_BINOMIAL**2)
             floor *= float(np.sum(_BINOMIAL**2))
+            dependent *= float(np.sum(correlation**2))
     length = values.shape[axis]
     # The outermost samples would have weight zero in a plain Hann window; few planes are too precious for that.
     window = np.hanning(length + 2)[1:-1].astype(np.float32)
@@ -156,7 +164,9 @@ def spectrum(volume: Volume, axis: int, spacing_um: float) -> Spectrum:
         centred = (slab - ((slab @ window) / window.sum())[:, None]) * window
         power += np.mean(np.abs(np.fft.rfft(centred, padded, axis=-1)) ** 2, axis=0)
     power /= lines.shape[0]
-    return Spectrum(np.asarray(np.fft.rfftfreq(padded, spacing_um), np.float64), power, _floor(power, floor))
+    frequency = np.asarray(np.fft.rfftfreq(padded, spacing_um), np.float64)
+    error = math.sqrt(dependent * length / values.size)
+    return Spectrum(frequency, power, _floor(power, floor), error)
 
 
 def cutoff_of(of: Spectrum) -> Cutoff:
@@ -167,7 +177,8 @@ def cutoff_of(of: Spectrum) -> Cutoff:
     InputError
         No structure above the noise.
     """
-    begin, end = _strongest_run(of.power > ABOVE_NOISE * of.floor, of.power - of.floor)
+    excess = max(ABOVE_NOISE, SIGNIFICANT * of.error)
+    begin, end = _strongest_run(of.power > (1 + excess) * of.floor, of.power - of.floor)
     gradient = of.frequency[begin:end] ** 2 * (of.power[begin:end] - of.floor)
     if gradient.size < 3:
         raise InputError("no structure stands out of the noise along this axis; its resolution cannot be measured")

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssai3d_rt.imaging.fourier import richest_window
+
 Volume = npt.NDArray[Any]
 Float = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -28,7 +30,7 @@ Index = npt.NDArray[np.intp]
 
 GAUSSIAN_FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 """Full width at half maximum of a Gaussian over its standard deviation, 2.355."""
-MOST_SPOTS = 300
+MOST_SPOTS = 100
 """Spots that are fitted at most, the brightest first."""
 
 
@@ -82,7 +84,7 @@ def spot_fwhm_um(volume: Volume, voxel_um: tuple[float, float, float]) -> SpotFw
     voxel_um
         ``(z, y, x)`` voxel size in micrometres.
     """
-    spots = find_spots(volume)
+    spots = find_spots(richest_window(volume))
     if not spots:
         return SpotFwhm(math.nan, math.nan, 0)
     std = np.array([spot.std_px for spot in spots]) * np.asarray(voxel_um) * GAUSSIAN_FWHM

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -152,7 +153,7 @@ def test_a_network_of_another_shape_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_restored_keeps_dtype_planes_and_scale(dtype: type) -> None:
-    data = (volume((6, 20, 22)) * 200 + 20).astype(dtype)
+    data: npt.NDArray[Any] = (volume((6, 20, 22)) * 200 + 20).astype(dtype)
     restored = restore_array(data, (0.4, 0.1, 0.1), identity, tile=32)
     assert restored.data.dtype == data.dtype
     assert restored.data.shape == (21, 20, 22)

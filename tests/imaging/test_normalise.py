@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from ssai3d_rt.errors import InputError
@@ -10,7 +13,7 @@ from ssai3d_rt.imaging.normalise import Normalisation
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_there_and_back_gives_the_same_counts(dtype: type) -> None:
     top = 255 if dtype is np.uint8 else 65535
-    data = np.random.default_rng(0).integers(0, top + 1, (6, 20, 30)).astype(dtype)
+    data: npt.NDArray[Any] = np.random.default_rng(0).integers(0, top + 1, (6, 20, 30)).astype(dtype)
     scale = Normalisation.of(data)
     back = scale.undo(scale.apply(data), data.dtype)
     assert back.dtype == data.dtype
@@ -20,7 +23,7 @@ def test_there_and_back_gives_the_same_counts(dtype: type) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_percentiles_agree_with_numpy(dtype: type) -> None:
-    data = np.random.default_rng(1).gamma(2.0, 20.0, (7, 33, 41)).clip(0, 250).astype(dtype)
+    data: npt.NDArray[Any] = np.random.default_rng(1).gamma(2.0, 20.0, (7, 33, 41)).clip(0, 250).astype(dtype)
     scale = Normalisation.of(data, 2.0, 99.5)
     low, high = np.percentile(data.astype(np.float64), (2.0, 99.5))
     assert scale.offset == pytest.approx(low, rel=1e-6)
