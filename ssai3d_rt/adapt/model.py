@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +19,8 @@ import numpy.typing as npt
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import InputError
 from ssai3d_rt.network.weights import State, load_network, save_state
-from pathlib import Path
 
 if TYPE_CHECKING:
-
     from ssai3d_rt.network.nafnet import NAFNetShape
 
 SCHEMA = 1
