@@ -18,8 +18,10 @@ from tests.runtime.quick import QuickRecipe, expected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from ssai3d_rt.runtime.child import Recipe
     from ssai3d_rt.runtime.ledger import State
 
 QUICK = WatchSettings(
@@ -54,17 +56,20 @@ class Rig:
     def with_settings(self, **changes: Any) -> Rig:
         return replace(self, settings=self.settings.model_copy(update=changes))
 
+    def running(self, **recipe: Any) -> AbstractContextManager[threading.Event]:
+        """Run the daemon, with the quick restorer, in a thread while inside."""
+        return self.running_with(QuickRecipe(self.log, **recipe))
+
     @contextmanager
-    def running(self, **recipe: Any) -> Iterator[threading.Event]:
+    def running_with(self, recipe: Recipe) -> Iterator[threading.Event]:
         """Run the daemon in a thread while inside."""
         stop = threading.Event()
         self.events.clear()
 
         def run() -> None:
             try:
-                how = QuickRecipe(self.log, **recipe)
                 options: dict[str, Any] = {"settings": self.settings, "stop": stop, "listener": self.events.append}
-                self.counts = watch(self.incoming, how, self.out, **options)
+                self.counts = watch(self.incoming, recipe, self.out, **options)
             except BaseException as error:
                 self.error = error
 
