@@ -7,6 +7,8 @@ decide.
 
 from __future__ import annotations
 
+import importlib
+import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +35,22 @@ def why_not() -> str | None:
 
 def candidates(bundle: Bundle, threads: int | None) -> Iterator[OpenVinoRunner]:
     """Load the bundle in each precision that the CPU offers, the fastest first."""
-    import openvino
-
-    core = openvino.Core()
+    core = import_openvino().Core()
     offered = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for precision in ("bf16", "f32") if "BF16" in offered else ("f32",):
         yield OpenVinoRunner(bundle, core, precision, threads)
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO, but not its telemetry: the import alone would report to its vendor over the network."""
+    name = "openvino_telemetry"
+    if name in sys.modules:
+        return importlib.import_module("openvino")
+    sys.modules[name] = None  # type: ignore[assignment]  # how Python marks a module that must not be imported
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        sys.modules.pop(name, None)
 
 
 class OpenVinoRunner:
@@ -59,8 +71,6 @@ class OpenVinoRunner:
     name = NAME
 
     def __init__(self, bundle: Bundle, core: Any, precision: str, threads: int | None) -> None:
-        import openvino
-
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -75,7 +85,7 @@ class OpenVinoRunner:
             model = core.read_model(bundle.onnx)
             model.reshape({INPUT: list(self._shape)})
             compiled = core.compile_model(model, "CPU", options)
-            self._queue: Any = openvino.AsyncInferQueue(compiled, 0)  # 0: as many requests as streams
+            self._queue: Any = import_openvino().AsyncInferQueue(compiled, 0)  # 0: as many requests as streams
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot load {bundle.folder}: {_first_line(error)}") from None
         streams = len(self._queue)
