@@ -38,8 +38,8 @@ def tiny_state(*, strength: float = 0.05, seed: int = 0, shape: NAFNetShape = SH
 
 
 def tiny_stack(seed: int = 1) -> Stack:
-    """(12, 56, 48) uint16: strands, blurred along z, every fourth plane."""
-    return acquire(strands((48, 56, 48), 16, seed=seed), ANISOTROPY, seed=seed)
+    """(10, 36, 32) uint16: strands, blurred along z, every fourth plane."""
+    return acquire(strands((40, 36, 32), 10, seed=seed), ANISOTROPY, seed=seed)
 
 
 def tiny_model(state: State | None = None, shape: NAFNetShape = SHAPE, **record: Any) -> AdaptedModel:

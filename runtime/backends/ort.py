@@ -84,6 +84,8 @@ class OnnxRuntimeRunner:
         provider, provider_options = _PROVIDERS[name]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Idle threads sleep: the acquisition's programs need those cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         if name == CUDA and hasattr(onnxruntime, "preload_dlls"):
