@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Intensity", "Noise", "RigProfile", "calibrate"]
 
 NOISY_SNR = 2.0
-"""Below this ratio of signal to noise in single voxels of its brightest parts a stack counts as very noisy, which the article names as a limit."""
+"""A stack whose brightest parts have a lower signal to noise ratio, voxel by voxel, counts as very noisy, which the
+article names as a limit."""
 
 
 def calibrate(stacks: Stack | Iterable[Stack]) -> RigProfile:

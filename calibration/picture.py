@@ -2,7 +2,16 @@
 
 It knows how to draw, not how to measure.
 
->>> draw_spectra(stack, profile, Path("rig.png"))  # doctest: +SKIP
+>>> import tempfile
+>>> from pathlib import Path
+>>> from ssai3d_rt.calibration import calibrate
+>>> from ssai3d_rt.imaging.simulate import acquire, strands
+>>> stack = acquire(strands((48, 48, 48), 12), 3)
+>>> with tempfile.TemporaryDirectory() as folder:
+...     path = Path(folder) / "rig.png"
+...     draw_spectra(stack, calibrate(stack), path)
+...     path.stat().st_size > 10_000
+True
 """
 
 from __future__ import annotations

@@ -3,9 +3,14 @@
 The profile holds numbers only; how they are measured is in `resolution`, `beads` and `noise`. `save` writes TOML with
 units and explanations as comments, `load` reads it back and refuses unknown keys.
 
->>> profile = RigProfile.load(Path("rig.toml"))  # doctest: +SKIP
->>> profile.blur_px_min, profile.blur_px_max  # doctest: +SKIP
-(3.1, 5.2)
+>>> profile = RigProfile.of({
+...     "voxel_um": [0.4, 0.1, 0.1], "planes": 20, "lateral_um": 0.25, "axial_um": 1.0, "blur_px_min": 3.1,
+...     "blur_px_max": 5.1, "intensity": {"low": 100, "high": 4000}, "noise": {"gain": 2.0, "read": 4.0},
+... })
+>>> profile.isotropy
+0.25
+>>> print(profile.to_toml().splitlines()[6])
+axial_um = 1.0                # axial resolution (full width at half maximum), um
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def test_a_point_becomes_the_gaussian_that_was_asked_for() -> None:
     spread = [np.sqrt(np.sum(blurred * g**2)) for g in grid]
     assert blurred.sum() == pytest.approx(1.0, abs=1e-5)
     assert spread == pytest.approx([4.0, 2.0, 0.0], rel=5e-3, abs=0.02)
-    assert np.unravel_index(blurred.argmax(), blurred.shape) == (30, 20, 20)
+    assert blurred[30, 20, 20] == blurred.max()
 
 
 def test_a_tilted_psf_leans_from_z_towards_x() -> None:
@@ -114,7 +114,7 @@ def test_acquire_keeps_every_step_and_says_the_voxel_size(step: float, planes: i
     assert stack.voxel_um == pytest.approx((0.2 * step, 0.2, 0.2))
     if step == int(step):
         expected = 100 + 4000 * gaussian_psf_blur(truth, (2.0, 0.5, 0.5))[:: int(step)]
-        np.testing.assert_allclose(stack.data, expected, atol=0.51)
+        assert np.abs(stack.data.astype(float) - expected).max() <= 0.51
 
 
 def test_acquired_noise_follows_its_seed() -> None:
