@@ -13,6 +13,7 @@ from ssai3d_rt.demo.microscope import Microscope
 from ssai3d_rt.errors import ConfigError, IncompleteError
 from ssai3d_rt.export.bundle import Bundle
 from ssai3d_rt.imaging.read import read_stack
+from ssai3d_rt.runtime.status import summary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,8 @@ def test_small_demo_does_the_whole_job(tmp_path: Path) -> None:
     assert (out / "slices.png").read_bytes().startswith(b"\x89PNG")
     assert {"acquire", "calibrate", "finetune", "export", "watch", "report"} <= set(result.steps)
     assert {"acquire the first stack", "watch restores the next stacks", "measure the results"} <= set(told)
+    ended = summary(out / "isotropic")
+    assert (ended["running"], ended["counts"]["done"], ended["failed"]) == (False, 2, [])
     report = json.loads((out / "report.json").read_text())
     assert report["stacks_restored"] == 2
     assert len(report["stacks"]) == 2
