@@ -89,7 +89,7 @@ def why_no_gpu() -> str | None:
 def why_no_cuda() -> str | None:
     """Return None where buffers can be made, else a sentence that says what to do."""
     if not (_installed("cuda.bindings") or _installed("pycuda")):
-        return 'neither cuda-python nor PyCUDA is installed; run: pip install "ssai3d-rt[tensorrt]"'
+        return "neither cuda-python nor PyCUDA is installed; run: pip install cuda-python"
     return why_no_gpu()
 
 
