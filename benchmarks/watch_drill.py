@@ -97,6 +97,7 @@ def drill(
     outcome, began = Outcome(), time.monotonic()
     copying = threading.Thread(target=_copy, args=(sources, incoming, pause_s))
     daemon = subprocess.Popen(command)
+    _wait(daemon, lambda: _running(out))
     copying.start()
     _wait(daemon, lambda: len(_published(out)) >= kill_after)
     daemon.kill()
@@ -142,6 +143,13 @@ def _copy(sources: Sequence[Path], incoming: Path, pause_s: float) -> None:
 
 def _published(out: Path) -> list[Path]:
     return sorted(path for path in out.rglob("*_iso.ome.tif") if not path.name.startswith("."))
+
+
+def _running(out: Path) -> bool:
+    try:
+        return bool(summary(out)["running"])
+    except ValueError:
+        return False
 
 
 def _settled(out: Path, files: int) -> bool:

@@ -189,9 +189,7 @@ def _structure(chain: Chain, size: int, kind: str) -> Completeness | None:
         if page.compression == 1 and page.data_bytes < page.plane_bytes:
             return _broken(f"plane {index} has {page.data_bytes} bytes for {page.plane_bytes}", index, kind)
     if chain.end is not End.FINISHED:
-        return _growing(
-            f"after {found} planes, the next one is {chain.end.value} (the file has {size} bytes)", None, found, kind
-        )
+        return _growing(f"plane {found}, or what it points to, {chain.end.value} ({size} bytes)", None, found, kind)
     return None
 
 

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _PENDING = (State.SEEN, State.WAITING)
 _AT_WORK = (State.RUNNING, State.PUBLISHING)
 _INBOX_S = 0.5
+_JUDGED_AT_ONCE = 200
+"""Files judged before the worker is heard again."""
 
 
 @dataclass(slots=True)
@@ -75,10 +77,17 @@ class Intake:
         if now >= self._next_inbox:
             self._take_submissions(now)
             self._next_inbox = now + _INBOX_S
-        while self._due and self._due[0][0] <= now:
-            _, path = heapq.heappop(self._due)
-            if path in self._looks:
-                self._judge(path, now)
+        if self._due and self._due[0][0] <= now:
+            self._judge_due(now)
+
+    def _judge_due(self, now: float) -> None:
+        with self._book.ledger.batch():
+            for _ in range(_JUDGED_AT_ONCE):
+                if not self._due or self._due[0][0] > now:
+                    return
+                _, path = heapq.heappop(self._due)
+                if path in self._looks:
+                    self._judge(path, now)
 
     def look(self, path: Path, found: Identity | None, now: float) -> None:
         """Look at one file as it is now (`found`: see `scan.candidate`)."""
@@ -217,7 +226,7 @@ class Intake:
 
     def _still_growing(self, entry: Entry, reason: str, unchanged_s: float, now: float) -> None:
         patience_s = self._settings.incomplete_after_s
-        if unchanged_s >= patience_s:
+        if unchanged_s >= patience_s or entry.fault is Fault.INCOMPLETE:
             if entry.fault is not Fault.INCOMPLETE:
                 words = f"incomplete: {reason}; nothing new for {patience_s:g} s"
                 self._book.move(entry, State.FAILED, fault=Fault.INCOMPLETE, reason=words)

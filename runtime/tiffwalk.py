@@ -32,9 +32,9 @@ class End(str, Enum):
 
     FINISHED = "finished"
     """The last directory's next pointer is 0."""
-    BEYOND = "beyond the end of the file"
+    BEYOND = "lies beyond the end of the file"
     """A directory, or an array it points to, lies outside the file."""
-    UNWRITTEN = "not written yet"
+    UNWRITTEN = "is not written yet"
     """A next pointer leads into bytes that hold no directory."""
     CYCLIC = "cyclic"
     TOO_MANY = "too many planes"

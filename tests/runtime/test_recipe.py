@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from ssai3d_rt.errors import BundleError
 from ssai3d_rt.imaging.read import open_acquisition, read_stacks
@@ -39,19 +40,24 @@ def rig(tmp_path: Path) -> Rig:
     return Rig(incoming, tmp_path / "isotropic", tmp_path / "restored.log", REAL)
 
 
-def test_real_data_come_out_isotropic_in_one_file_each(rig: Rig, tiny_bundle: Bundle, shared_data: Path) -> None:
+def test_real_pixels_come_out_isotropic_in_one_file_each(rig: Rig, tiny_bundle: Bundle, shared_data: Path) -> None:
     two = "xyzc_16bit__spots.tif"
-    for name in (two, "xyz_8bit__mitotic_plate_badZcalibrated.tif"):
-        shutil.copyfile(shared_data / "stacks" / name, rig.incoming / name)
+    bad = "xyz_8bit__mitotic_plate_badZcalibrated.tif"
+    shutil.copyfile(shared_data / "stacks" / bad, rig.incoming / bad)
+    tifffile.imwrite(
+        rig.incoming / two,
+        tifffile.imread(shared_data / "stacks" / two)[:, :, 20:60, 20:60],
+        imagej=True,
+        resolution=(1 / 0.0941,) * 2,
+        metadata={"axes": "ZCYX", "spacing": 0.4, "unit": "um"},
+    )
     first = "1.4compatTest_3_MMStack_1-Pos_000_000.ome.tif"
     packed = shared_data / "mmstack" / f"{first}.gz"
     (rig.incoming / first).write_bytes(gzip.decompress(packed.read_bytes()))
     with rig.running_with(BundleRecipe.of(tiny_bundle, rig.settings)):
-        rig.wait_for(**{two.split(".")[0]: State.DONE})
-        bad = {"xyz_8bit__mitotic_plate_badZcalibrated": State.FAILED}
-        rig.wait_for(**bad)
-        rig.wait(lambda: rig.states().get(first) is State.FAILED)
-    assert "--voxel-z" in rig.reason("xyz_8bit__mitotic_plate_badZcalibrated.tif")
+        wanted = {two: State.DONE, bad: State.FAILED, first: State.FAILED}
+        rig.wait(lambda: rig.states() == wanted, timeout_s=60.0)
+    assert "--voxel-z" in rig.reason(bad)
     assert "planes" in rig.reason(first)  # two planes are no stack
     result = rig.out / "xyzc_16bit__spots_iso.ome.tif"
     assert rig.results() == [result.name]
