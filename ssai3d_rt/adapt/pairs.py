@@ -1,15 +1,15 @@
 """Semi-synthetic pairs, made on the fly from lateral planes: (blurred as an axial slice would be, sharp).
 
 Planes are cropped, turned, blurred with a PSF of the bank, sampled at the stack's plane distance and interpolated
-back, exactly as an axial slice is when it is restored. Nothing is written to disk. Planes at the end of the stack are
-held out: `Pairs.validation` is the same fixed set each time.
+back, exactly as an axial slice is when it is restored. Nothing is written to disk. A block of neighbouring planes with
+the contrast of the whole is held out: `Pairs.validation` is the same fixed set each time.
 
 >>> import numpy as np
 >>> from ssai3d_rt.adapt.psf import psf_bank
 >>> planes = np.random.default_rng(0).random((10, 64, 64), np.float32)
 >>> source = Pairs(planes, psf_bank(), step=2.0, crop=32, seed=1)
 >>> blurred, sharp = source.batch(0, 4)
->>> tuple(blurred.shape), source.train_planes, source.held_out_planes
+>>> tuple(blurred.shape), len(source.trained), len(source.held_out)
 ((4, 1, 32, 32), 8, 2)
 """
 
@@ -25,6 +25,8 @@ import numpy.typing as npt
 from ssai3d_rt.network.degrade import Degradation, degrade
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from ssai3d_rt.adapt.psf import Psf
@@ -48,7 +50,7 @@ class Pairs:
     Parameters
     ----------
     planes
-        ``(N, Y, X)`` float32, normalised; the last tenth (at least two planes) is held out.
+        ``(N, Y, X)`` float32, normalised; a tenth, at least two neighbouring planes, is held out.
     bank
         The PSFs to draw from.
     step
@@ -65,28 +67,30 @@ class Pairs:
         self, planes: Float, bank: list[Psf], *, step: float, crop: int, seed: int, noise: Noise | None = None
     ) -> None:
         held_out = max(2, len(planes) // 10)
-        self.train_planes, self.held_out_planes = len(planes) - held_out, held_out
-        if self.train_planes < 1:
+        if held_out >= len(planes):
             raise ValueError(f"{len(planes)} planes are too few to hold two out")
+        contrast = planes.reshape(len(planes), -1).std(1)
+        blocks = np.convolve(contrast, np.full(held_out, 1 / held_out), "valid")
+        first = int(np.argmin(np.abs(blocks - contrast.mean())))
+        self.held_out = range(first, first + held_out)
+        self.trained = [i for i in range(len(planes)) if i not in self.held_out]
         self.crop = max(16, min(crop, min(planes.shape[1:]) // 16 * 16))
         self.bank, self.step, self.seed = bank, max(1.0, step), seed
         self.noise = noise or Noise()
         reach = [max(0, self.crop - side) for side in planes.shape[1:]]
         pad = [(0, 0)] + [(MARGIN_PX, MARGIN_PX + extra) for extra in reach]
         self._planes = np.pad(planes, pad, mode="symmetric")
-        contrast = planes.reshape(len(planes), -1).std(1)
         self._floor = 0.25 * float(np.median(contrast))
 
     def batch(self, number: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Make training batch `number`: two ``(size, 1, crop, crop)`` float32 tensors; the same for the same number."""
-        return self._make(np.random.default_rng([self.seed, 1, number]), size, 0, self.train_planes)
+        return self._make(np.random.default_rng([self.seed, 1, number]), size, self.trained)
 
     def validation(self, size: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
         """Make the fixed pairs from the held-out planes."""
-        total = self.train_planes + self.held_out_planes
-        return self._make(np.random.default_rng([self.seed, 2]), size, self.train_planes, total)
+        return self._make(np.random.default_rng([self.seed, 2]), size, self.held_out)
 
-    def _make(self, rng: np.random.Generator, size: int, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _make(self, rng: np.random.Generator, size: int, planes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         reach = self.crop + 2 * MARGIN_PX
@@ -96,7 +100,7 @@ class Pairs:
         rows, columns = self._planes.shape[1:]
         for _ in range(size):
             for _ in range(8):  # prefer fields with something in them, take what comes after some tries
-                plane = self._planes[rng.integers(first, last)]
+                plane = self._planes[planes[int(rng.integers(len(planes)))]]
                 y, x = int(rng.integers(rows - reach + 1)), int(rng.integers(columns - reach + 1))
                 crop = plane[y : y + reach, x : x + reach]
                 if crop[inner, inner].std() >= self._floor:
