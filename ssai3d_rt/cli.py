@@ -5,6 +5,7 @@ prints one line on stderr and exits with 1; a wrong usage exits with 2; Ctrl-C w
 line says where its traceback was saved, and ``--debug`` prints it.
 
 >>> main(["version"])
+ssai3d-rt ...
 0
 """
 
@@ -90,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    console.log_to_stderr(logging.DEBUG if debug else logging.WARNING)
     try:
-        app(args=arguments, prog_name="ssai3d-rt")
+        with console.logs_to_stderr(logging.DEBUG if debug else logging.WARNING):
+            app(args=arguments, prog_name="ssai3d-rt")
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
         if status == INTERRUPTED:

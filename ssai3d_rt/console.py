@@ -158,24 +158,24 @@ def _stage(label: str) -> str:
     return " ".join(words) or label
 
 
-def log_to_stderr(level: int, *, timed: bool = False) -> None:
-    """Send the package's log records to stderr, one line each; `timed` for what runs for long.
+@contextlib.contextmanager
+def logs_to_stderr(level: int, *, timed: bool = False) -> Iterator[None]:
+    """Send the package's log records to stderr, one line each, for the time of one command.
 
-    Only the command line calls this.
+    Only the command line calls this. `timed` is for what runs for long; used inside another one it takes its place.
     """
-    handler = _OneLineHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLineFormatter("%(asctime)s %(message)s" if timed else "%(message)s", "%Y-%m-%d %H:%M:%S"))
     logger = logging.getLogger("ssai3d_rt")
-    for old in list(logger.handlers):
-        if isinstance(old, _OneLineHandler):
-            logger.removeHandler(old)
-    logger.addHandler(handler)
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
-
-
-class _OneLineHandler(logging.StreamHandler[TextIO]):
-    """Its own type, so that a second call replaces the first handler."""
+    try:
+        yield
+    finally:
+        logger.handlers[:], level, logger.propagate = before
+        logger.setLevel(level)
 
 
 class _OneLineFormatter(logging.Formatter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import shlex
 from pathlib import Path
@@ -175,6 +176,23 @@ def test_the_demo_offers_every_source() -> None:
     assert sorted(get_args(house.Source)) == sorted(SOURCES)
 
 
+def test_logs_are_lines_on_stderr_and_leave_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
+    package = logging.getLogger("ssai3d_rt")
+    before = (list(package.handlers), package.level, package.propagate)
+    log = logging.getLogger("ssai3d_rt.runtime.backends")
+    with console.logs_to_stderr(logging.WARNING):
+        log.warning("%s is passed over:\n %s", "openvino", "no numbers")
+        log.info("not shown")
+        with console.logs_to_stderr(logging.INFO, timed=True):
+            log.info("shown")
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = err.splitlines()
+    assert first == "warning: openvino is passed over: no numbers"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d shown", second)
+    assert (list(package.handlers), package.level, package.propagate) == before
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 
@@ -208,3 +226,135 @@ def test_json_keeps_stdout_for_the_result(capsys: pytest.CaptureFixture[str]) ->
     console.emit({"stacks": 1, "path": Path("a")}, as_json=True)
     out, err = capsys.readouterr()
     assert (json.loads(out), err) == ({"stacks": 1, "path": "a"}, "")
+
+
+@pytest.fixture(scope="module")
+def spots(shared_data: Path) -> Path:
+    """A real stack of spots."""
+    return shared_data / "stacks" / "xyz_16bit__spots.tif"
+
+
+def test_calibrate_writes_a_profile_and_a_picture(run: Run, spots: Path, tmp_path: Path) -> None:
+    status, out, err = run("calibrate", str(spots), "-o", str(tmp_path / "new" / "rig.toml"), "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert result["profile"]["voxel_um"][0] == pytest.approx(0.4)
+    assert result["profile"]["axial_um"] > result["profile"]["lateral_um"]
+    assert Path(result["rig"]).read_text(encoding="utf-8").startswith("#")
+    assert Path(result["picture"]).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("command", ["calibrate", "restore", "finetune"])
+def test_a_stack_without_spacing_is_refused_with_its_name_and_the_option(
+    command: str, run: Run, shared_data: Path, tmp_path: Path
+) -> None:
+    stack = shared_data / "stacks" / "xyz_8bit__mitotic_plate_badZcalibrated.tif"
+    pytest.importorskip("torch", reason="without a bundle restore needs the base network")
+    status, out, err = run(command, str(stack), "-o", str(tmp_path / "out"))
+    assert (status, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert str(stack) in err
+    assert "--voxel-z" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_far_planes_are_calibrated_with_a_warning(run: Run, shared_data: Path, tmp_path: Path) -> None:
+    stack = shared_data / "stacks" / "xyz_8bit__mitotic_plate_badZcalibrated.tif"
+    status, out, err = run("calibrate", str(stack), "-o", str(tmp_path / "rig.toml"), "--voxel-z", "3.0")
+    assert status == 0
+    assert "35x anisotropy" in err
+    assert all(line.startswith("warning: ") for line in err.splitlines())
+    assert "rig.toml" in out
+
+
+def test_a_channel_that_is_not_there_is_refused(run: Run, shared_data: Path, tmp_path: Path) -> None:
+    stack = shared_data / "stacks" / "xyzc_16bit__spots.tif"
+    status, _, err = run("calibrate", str(stack), "-o", str(tmp_path / "rig.toml"), "--channel", "7")
+    assert status == 1
+    assert "2 channels" in err
+
+
+def test_the_job_by_its_commands(run: Run, spots: Path, tmp_path: Path) -> None:
+    """Fine-tune, export, restore, submit and status: each hands the next what it needs."""
+    pytest.importorskip("torch", reason="fine-tuning needs it")
+    model, bundle, out = tmp_path / "model", tmp_path / "spots.ssai3d", tmp_path / "iso"
+    status, text, err = run("finetune", str(spots), "-o", str(model), "--iterations", "2", "--targets", "raw", "--json")
+    assert (status, err.replace("\n", "")) == (0, "") or "base network" in err
+    tuned = json.loads(text)
+    assert tuned["iterations"] == 2
+    assert 0 < tuned["trained_parameters"] < tuned["total_parameters"]
+
+    status, text, err = run("export", str(model), "-o", str(bundle), "--tile", "96")
+    assert (status, err) == (0, "")
+    assert f"bundle: {bundle}" in text
+    status, _, err = run("export", str(model), "-o", str(bundle))
+    assert status == 1
+    assert "--overwrite" in err
+
+    status, text, err = run("restore", str(spots), "-o", str(out), "--bundle", str(bundle), "--trust", "--json")
+    assert (status, err) == (0, "")
+    (report,) = json.loads(text.splitlines()[-1])["stacks"]
+    restored = ssai3d_rt.read_stack(report["result"])
+    raw = ssai3d_rt.read_stack(spots)
+    assert restored.data.dtype == raw.data.dtype
+    assert restored.data.shape == (raw.isotropic_planes, *raw.data.shape[1:])
+    assert restored.voxel_um == pytest.approx((raw.lateral_um,) * 3)
+    assert Path(report["trust"]).is_file()
+    status, _, err = run("restore", str(spots), "-o", str(out), "--bundle", str(bundle))
+    assert status == 1
+    assert "exists already" in err
+
+    status, _, err = run("status", str(out))
+    assert status == 1
+    assert "ledger" in err
+    status, text, _ = run("submit", str(spots), "-o", str(out), "--json")
+    assert status == 0
+    assert Path(json.loads(text)["word"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [("[watch]\nquiet = 1\n", "quiet_s"), ("[wach]\nquiet_s = 1\n", "[watch]"), ("[watch\n", "not valid TOML")],
+    ids=["key", "table", "syntax"],
+)
+def test_watch_refuses_wrong_settings(settings: str, said: str, run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "watch.toml"
+    config.write_text(settings, encoding="utf-8")
+    arguments = ["watch", str(tmp_path), "-o", str(tmp_path / "iso"), "--bundle", "x.ssai3d", "--config", str(config)]
+    status, out, err = run(*arguments)
+    assert (status, out) == (1, "")
+    assert said in err
+    assert str(config) in err
+
+
+def test_finetune_never_goes_on_or_begins_anew_unasked(run: Run, spots: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="fine-tuning needs it")
+    status, _, err = run("finetune", str(spots), "-o", str(tmp_path), "--resume")
+    assert status == 1
+    assert "--resume" in err
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    status, _, err = run("finetune", str(spots), "-o", str(tmp_path))
+    assert status == 1
+    assert "--resume" in err
+
+
+def test_a_backend_without_a_bundle_is_refused(run: Run, spots: Path, tmp_path: Path) -> None:
+    status, out, err = run("restore", str(spots), "-o", str(tmp_path / "iso"), "--backend", "openvino")
+    assert (status, out) == (1, "")
+    assert "--bundle" in err
+
+
+def test_weights_are_listed_and_imported(run: Run, shared_data: Path) -> None:
+    pytest.importorskip("safetensors", reason="weights are kept in it")
+    status, out, _ = run("weights", "list", "--json")
+    assert status == 0
+    base = json.loads(out)["bases"][0]
+    assert (base["name"], base["shipped"]) == ("base", True)
+    status, out, err = run("weights", "import", base["path"], "--name", "mine")
+    assert (status, err) == (0, "")
+    assert "--base mine" in out
+    status, out, _ = run("weights", "list")
+    assert "mine" in out
+    status, _, err = run("weights", "import", str(shared_data / "README.md"))
+    assert status == 1
+    assert "README.md" in err

@@ -83,10 +83,10 @@ def watch(
     def listen(event: WatchEvent) -> None:
         console.show(str(event))
 
-    console.log_to_stderr(logging.DEBUG if debug else logging.WARNING, timed=True)
-    if not as_json:
-        console.show(f"watching {', '.join(map(str, folders))}; results go to {out}; stop with Ctrl-C")
-    counts = run(folders, bundle, out, settings=settings, listener=None if as_json else listen)
+    with console.logs_to_stderr(logging.DEBUG if debug else logging.WARNING, timed=True):
+        if not as_json:
+            console.show(f"watching {', '.join(map(str, folders))}; results go to {out}; stop with Ctrl-C")
+        counts = run(folders, bundle, out, settings=settings, listener=None if as_json else listen)
     console.emit({"counts": counts}, as_json=as_json, lines=[f"stopped; {_count_words(counts)}"])
 
 
