@@ -97,7 +97,7 @@ def drill(
     outcome, began = Outcome(), time.monotonic()
     copying = threading.Thread(target=_copy, args=(sources, incoming, pause_s))
     daemon = subprocess.Popen(command)
-    _wait(daemon, lambda: _running(out))
+    _wait(daemon, lambda: running(out))
     copying.start()
     _wait(daemon, lambda: len(_published(out)) >= kill_after)
     daemon.kill()
@@ -145,7 +145,8 @@ def _published(out: Path) -> list[Path]:
     return sorted(path for path in out.rglob("*_iso.ome.tif") if not path.name.startswith("."))
 
 
-def _running(out: Path) -> bool:
+def running(out: Path) -> bool:
+    """Whether a daemon works into this output folder."""
     try:
         return bool(summary(out)["running"])
     except ValueError:

@@ -28,7 +28,6 @@ ledger knows whether the file under that name is its own. The ledger does not lo
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sqlite3
 import time
@@ -37,8 +36,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssai3d_rt.errors import StorageError
 from ssai3d_rt.imaging.openfile import shown
+from ssai3d_rt.runtime.database import LedgerError, open_database
 from ssai3d_rt.runtime.lock import FileLock
 from ssai3d_rt.runtime.source import Identity
 
@@ -46,31 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from typing_extensions import Self
-
-logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS stacks (
-    id INTEGER PRIMARY KEY,
-    path BLOB NOT NULL, shown TEXT NOT NULL, bundle TEXT NOT NULL, parameters TEXT NOT NULL,
-    state TEXT NOT NULL, fault TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
-    attempts INTEGER NOT NULL DEFAULT 0,
-    device INTEGER NOT NULL, inode BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-    content TEXT NOT NULL DEFAULT '', nudge TEXT NOT NULL DEFAULT '',
-    seconds REAL NOT NULL DEFAULT 0, seen_at REAL NOT NULL, updated_at REAL NOT NULL,
-    UNIQUE (path, bundle, parameters)
-);
-CREATE TABLE IF NOT EXISTS results (
-    path BLOB PRIMARY KEY, stack INTEGER NOT NULL REFERENCES stacks (id),
-    temporary BLOB NOT NULL, sha256 TEXT NOT NULL, size INTEGER NOT NULL
-);
-CREATE INDEX IF NOT EXISTS by_stack ON results (stack);
-CREATE INDEX IF NOT EXISTS by_content ON stacks (content, bundle, parameters) WHERE content != '';
-CREATE INDEX IF NOT EXISTS by_state ON stacks (state, updated_at);
-"""
 
 
 class State(str, Enum):
@@ -89,14 +63,6 @@ class State(str, Enum):
     """Left alone on purpose, with a reason."""
     GONE = "gone"
     """Vanished before it was done."""
-
-
-class LedgerError(StorageError):
-    """The ledger cannot be read or written."""
-
-
-class _DamagedError(Exception):
-    """The file is no ledger, or no longer."""
 
 
 class Fault(str, Enum):
@@ -186,15 +152,7 @@ class Ledger:
             ) from error
         self._lock = FileLock(path.with_name(path.name + ".lock"))
         try:
-            try:
-                self._database = self._opened()
-            except _DamagedError as error:
-                aside = _move_aside(path)
-                logger.error(
-                    "the ledger %s is damaged (%s); it is now %s; a new one takes over the results on disk",
-                    *(shown(path), error, aside.name),
-                )
-                self._database = self._opened()
+            self._database = open_database(path)
         except BaseException:
             self._lock.release()
             raise
@@ -209,32 +167,6 @@ class Ledger:
         """Close the file and let the next daemon have it."""
         self._database.close()
         self._lock.release()
-
-    def _opened(self) -> sqlite3.Connection:
-        database = _connect(self.path)
-        try:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=FULL")
-            problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if problem != "ok":
-                raise _DamagedError(" ".join(problem.split()))
-            database.executescript(_SCHEMA)
-            database.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
-            version = database.execute("SELECT value FROM meta WHERE key='schema'").fetchone()[0]
-            if version != str(SCHEMA_VERSION):
-                raise LedgerError(
-                    f"the ledger {shown(self.path)} has schema version {version}, this ssai3d-rt writes "
-                    f"{SCHEMA_VERSION}; use the version that made it, or move it away"
-                )
-        except sqlite3.Error as error:
-            database.close()
-            if isinstance(error, sqlite3.OperationalError):
-                raise LedgerError(f"the ledger {shown(self.path)} cannot be used: {error}") from error
-            raise _DamagedError(str(error)) from error
-        except BaseException:
-            database.close()
-            raise
-        return database
 
     def _commit(self, sql: str, values: tuple[Any, ...]) -> int:
         try:
@@ -352,43 +284,6 @@ class Ledger:
     def _select(self, where: str, *values: Any) -> Iterator[Entry]:
         match = f"WHERE bundle=? AND parameters=? {where}"
         yield from select(self._database, match, (self.job.bundle, self.job.parameters, *values))
-
-
-def _move_aside(path: Path) -> Path:
-    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-    try:
-        for suffix in ("-wal", "-shm", ""):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                os.rename(part, aside.with_name(aside.name + suffix))
-    except OSError as error:
-        raise LedgerError(
-            f"the damaged ledger {shown(path)} cannot be moved away: {error.strerror or error}"
-        ) from error
-    return aside
-
-
-def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    try:
-        mode = "ro" if read_only else "rwc"
-        database = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10
-        )
-    except sqlite3.Error as error:
-        raise LedgerError(f"the ledger {shown(path)} cannot be opened: {error}") from error
-    database.row_factory = sqlite3.Row
-    return database
-
-
-def connect_read_only(path: Path) -> sqlite3.Connection:
-    """Open a ledger beside a running daemon, to look at it only.
-
-    Raises
-    ------
-    StorageError
-        It cannot be opened.
-    """
-    return _connect(path, read_only=True)
 
 
 def counts(database: sqlite3.Connection, job: Job | None = None) -> dict[str, int]:

@@ -32,7 +32,8 @@ from ssai3d_rt.runtime.child import (
     Restored,
 )
 from ssai3d_rt.runtime.complete import Judgement, completeness
-from ssai3d_rt.runtime.ledger import Entry, Fault, Ledger, LedgerError, Result, State
+from ssai3d_rt.runtime.database import LedgerError
+from ssai3d_rt.runtime.ledger import Entry, Fault, Ledger, Result, State
 from ssai3d_rt.runtime.publish import (
     Sealed,
     hash_of,

@@ -9,7 +9,8 @@ from typing import Any
 
 from ssai3d_rt.errors import InputError, StorageError
 from ssai3d_rt.imaging.openfile import shown
-from ssai3d_rt.runtime.ledger import Entry, State, connect_read_only, counts, select
+from ssai3d_rt.runtime.database import connect
+from ssai3d_rt.runtime.ledger import Entry, State, counts, select
 from ssai3d_rt.runtime.lock import is_held
 from ssai3d_rt.runtime.publish import STATE_FOLDER
 
@@ -57,7 +58,7 @@ def summary(where: str | os.PathLike[str], *, most: int = 10) -> dict[str, Any]:
         It cannot be read.
     """
     path = _find(Path(where))
-    database = connect_read_only(path)
+    database = connect(path, read_only=True)
     try:
         if not database.execute("SELECT 1 FROM sqlite_master WHERE name='stacks'").fetchone():
             raise InputError(f"the ledger {shown(path)} is only just being made; ask again in a moment")

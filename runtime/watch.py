@@ -26,9 +26,10 @@ from ssai3d_rt.errors import ConfigError
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.progress import silent
 from ssai3d_rt.runtime.book import Book, Listener, WatchEvent
+from ssai3d_rt.runtime.database import LedgerError
 from ssai3d_rt.runtime.hints import Hints, is_network
 from ssai3d_rt.runtime.intake import Intake
-from ssai3d_rt.runtime.ledger import Job, Ledger, LedgerError
+from ssai3d_rt.runtime.ledger import Job, Ledger
 from ssai3d_rt.runtime.line import Line, recover
 from ssai3d_rt.runtime.publish import make_folder
 from ssai3d_rt.runtime.roots import Roots

@@ -17,6 +17,7 @@ from ssai3d_rt.runtime.status import summary
 from tests.runtime.daemon import is_right, stack_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,13 @@ def benchmark() -> ModuleType:
 def command(folder: Path, *, delay_s: float, incomplete_after_s: float) -> list[str]:
     places = [str(folder / name) for name in ("incoming", "isotropic", "restored.log")]
     return [sys.executable, "-m", "tests.runtime.quick_watch", *places, str(delay_s), str(incomplete_after_s)]
+
+
+def wait(done: Callable[[], object], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -73,24 +81,21 @@ def test_kills_at_random_times_lose_and_repeat_nothing(tmp_path: Path) -> None:
     incoming, out = tmp_path / "incoming", tmp_path / "isotropic"
     incoming.mkdir()
     sources = [stack_file(incoming / f"{number}.ome.tif", number) for number in range(8)]
-    rng, kills = random.Random(1), 0
+    rng, drill = random.Random(1), benchmark()
     marks: dict[Path, tuple[int, int]] = {}
     for _ in range(3):
-        with subprocess.Popen(command(tmp_path, delay_s=0.05, incomplete_after_s=9)) as daemon:
-            time.sleep(rng.uniform(1.4, 2.2))
-            kills += daemon.poll() is None
+        with subprocess.Popen(command(tmp_path, delay_s=0.1, incomplete_after_s=9)) as daemon:
+            wait(lambda: drill.running(out))
+            time.sleep(rng.uniform(0.3, 1.5))
+            assert daemon.poll() is None
             daemon.kill()
         for path in out.rglob("*_iso.ome.tif"):
             mark = (path.stat().st_ino, path.stat().st_mtime_ns)
             assert marks.setdefault(path, mark) == mark, f"{path.name} was published twice"
     with subprocess.Popen(command(tmp_path, delay_s=0, incomplete_after_s=9)) as daemon:
-        deadline = time.monotonic() + 20
-        while summary(out)["counts"] != {"done": len(sources)}:
-            assert time.monotonic() < deadline, summary(out)
-            time.sleep(0.05)
+        wait(lambda: drill.running(out) and summary(out)["counts"] == {"done": len(sources)})
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(10) == 0
-    assert kills == 3
     results = sorted(path.name for path in out.rglob("*.tif"))
     assert results == [f"{number}_iso.ome.tif" for number in range(8)]
     for source in sources:

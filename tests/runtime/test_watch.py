@@ -17,8 +17,9 @@ import pytest
 from ssai3d_rt.errors import BackendError, ConfigError, StorageError
 from ssai3d_rt.imaging.write import read_provenance
 from ssai3d_rt.runtime import watch as watch_module
+from ssai3d_rt.runtime.database import LedgerError
 from ssai3d_rt.runtime.hints import Hints, file_system_type
-from ssai3d_rt.runtime.ledger import Ledger, LedgerError, State
+from ssai3d_rt.runtime.ledger import Ledger, State
 from ssai3d_rt.runtime.roots import Roots
 from ssai3d_rt.runtime.status import ledger_of, summary
 from ssai3d_rt.runtime.watch import WatchSettings, stop_on_signals, watch
