@@ -10,6 +10,7 @@ ssai3d-rt ...
 """
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -89,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
+    # Threads that wait for one another sleep: beside an acquisition, spinning ones make torch many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
