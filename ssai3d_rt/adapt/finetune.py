@@ -22,10 +22,12 @@ import numpy.typing as npt
 
 from ssai3d_rt.adapt.mask import Layers, layer_mask, open_layers
 from ssai3d_rt.adapt.model import AdaptedModel, Fingerprint, ModelRecord
-from ssai3d_rt.adapt.pairs import Noise, Pairs
+from ssai3d_rt.adapt.pairs import Mixed, Noise, Pairs, PairSource
 from ssai3d_rt.adapt.psf import ARTICLE_STD_PX, psf_bank
+from ssai3d_rt.adapt.rehearsal import rehearsal_planes
 from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
 from ssai3d_rt.adapt.train import CHECKPOINT, train
+from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
 from ssai3d_rt.errors import InputError
 from ssai3d_rt.imaging.axial import deblur_axial, resample_z
 from ssai3d_rt.imaging.normalise import Normalisation
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 Float = npt.NDArray[np.float32]
 MIN_PLANES = 5
+REHEARSAL_IMAGES = 160
 
 
 def finetune(
@@ -92,7 +95,7 @@ def finetune(
     parts = [_Part.of(stack, settings.max_voxels // len(given)) for stack in given]
     planes = [_target_planes(part, network, settings, progress) for part in parts]
     bank_px = (rig.blur_px_min, rig.blur_px_max) if rig is not None else ARTICLE_STD_PX
-    pairs = _pairs(planes, parts[0].anisotropy, settings, bank_px, rig)
+    pairs = _pairs(planes, parts[0], settings, bank_px, _pair_noise(given, rig, settings), progress)
     mask = layer_mask(network, settings.layers, pairs.batch(0, 16), share=settings.share)
     trained = open_layers(network, mask, everything=settings.layers is Layers.ALL)
     fingerprints = tuple(_fingerprint(stack) for stack in given)
@@ -172,14 +175,37 @@ def _target_planes(part: _Part, network: NAFNet, settings: FinetuneSettings, pro
     return deblur_axial(volume, torch_network(network), tile=tile, progress=told).volume
 
 
+def _pair_noise(stacks: list[Stack], rig: RigProfile | None, settings: FinetuneSettings) -> Noise:
+    """Noise of the stack on its normalised scale; none for raw targets, which hold noise of their own."""
+    if settings.targets is Targets.RAW:
+        return Noise()
+    scale = Normalisation.of(stacks[0].data)
+    measured = rig.noise if rig is not None else measure_noise(stacks[0].data, measure_intensity(stacks[0].data))
+    dark = measured.read**2 + measured.gain * max(scale.offset - measured.background, 0.0)
+    photons = scale.scale / measured.gain if measured.gain > 0 else math.inf
+    return Noise(photons, math.sqrt(dark) / scale.scale)
+
+
 def _pairs(
-    planes: list[Float], anisotropy: float, settings: FinetuneSettings, bank_px: tuple[float, float], rig: Any
-) -> Pairs:
-    """Join the stacks' planes (cropped to a common size) into one source of pairs."""
+    planes: list[Float],
+    part: _Part,
+    settings: FinetuneSettings,
+    bank_px: tuple[float, float],
+    noise: Noise,
+    progress: Progress,
+) -> PairSource:
+    """Join the stacks' planes (cropped to a common size), and images to rehearse on, into one source of pairs."""
     rows, columns = (min(p.shape[axis] for p in planes) for axis in (1, 2))
     joined = np.concatenate([p[:, :rows, :columns] for p in planes])
     bank = psf_bank(*bank_px, angles_deg=settings.angles_deg)
-    return Pairs(joined, bank, step=anisotropy, crop=settings.crop, seed=settings.seed, noise=Noise())
+    own = Pairs(joined, bank, step=part.anisotropy, crop=settings.crop, seed=settings.seed, noise=noise)
+    if not settings.rehearsal:
+        return own
+    synthetic = rehearsal_planes(
+        REHEARSAL_IMAGES, side=own.crop + 64, blur_px=float(np.mean(bank_px)), seed=settings.seed, progress=progress
+    )
+    second = Pairs(synthetic, bank, step=part.anisotropy, crop=own.crop, seed=settings.seed + 1, noise=noise)
+    return Mixed(own, second, settings.rehearsal)
 
 
 def _identity(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,16 @@ class Noise:
 
     photons: float = math.inf
     read: float = 0.0
+
+
+class PairSource(Protocol):
+    """Where training takes its pairs from."""
+
+    def batch(self, number: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make training batch `number`: blurred and sharp, each ``(size, 1, H, W)`` float32."""
+
+    def validation(self, size: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make the fixed pairs that training never sees."""
 
 
 class Pairs:
@@ -113,3 +123,38 @@ class Pairs:
         sharp = torch.from_numpy(np.stack(crops))
         blurred = degrade(sharp, ways, seed=int(rng.integers(2**62)))
         return blurred[:, None, inner, inner], sharp[:, None, inner, inner]
+
+
+class Mixed:
+    """Pairs from two sources in every batch and in the validation: `share` of them from the second.
+
+    Parameters
+    ----------
+    first, second
+        Sources with the same crop.
+    share
+        Above 0 and below 1; each source gives at least one pair of a batch.
+    """
+
+    def __init__(self, first: PairSource, second: PairSource, share: float) -> None:
+        self._sources = first, second
+        self._share = share
+
+    def batch(self, number: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `PairSource`; `size` at least 2."""
+        from_second = min(max(round(size * self._share), 1), size - 1)
+        return self._join(
+            self._sources[0].batch(number, size - from_second), self._sources[1].batch(number, from_second)
+        )
+
+    def validation(self, size: int = 48) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `PairSource`; half of them from each source, whatever the share: both must do well."""
+        return self._join(self._sources[0].validation(size // 2), self._sources[1].validation(size // 2))
+
+    @staticmethod
+    def _join(
+        one: tuple[torch.Tensor, torch.Tensor], two: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        return torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]])

@@ -36,6 +36,9 @@ class FinetuneSettings(Settings):
         How the layers that train are chosen, and which share of them ``snip`` keeps.
     targets
         ``bootstrapped`` or ``raw``.
+    rehearsal
+        Share of each batch that are synthetic images, blurred as this rig does it (see `rehearsal`); 0 for none, as in
+        the article.
     angles_deg
         Orientations of the PSF bank away from Z, in degrees.
     batch, crop
@@ -58,8 +61,9 @@ class FinetuneSettings(Settings):
     layers: Layers = Layers.SNIP
     share: float = Field(default=0.1, gt=0, le=1)
     targets: Targets = Targets.BOOTSTRAPPED
+    rehearsal: float = Field(default=0.5, ge=0, lt=1)
     angles_deg: tuple[float, ...] = (-10.0, -5.0, 0.0, 5.0, 10.0)
-    batch: int = Field(default=8, ge=1)
+    batch: int = Field(default=8, ge=2)
     crop: int = Field(default=96, ge=16)
     lr: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)

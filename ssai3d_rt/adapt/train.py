@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ssai3d_rt.adapt.pairs import Pairs
+    from ssai3d_rt.adapt.pairs import PairSource
     from ssai3d_rt.adapt.settings import FinetuneSettings
     from ssai3d_rt.network.nafnet import NAFNet
     from ssai3d_rt.network.weights import State
@@ -50,7 +50,7 @@ class Course:
 
 def train(
     network: NAFNet,
-    pairs: Pairs,
+    pairs: PairSource,
     settings: FinetuneSettings,
     *,
     identity: str,

@@ -92,8 +92,9 @@ def degrade(sharp: torch.Tensor, ways: list[Degradation], seed: int) -> torch.Te
             planes = planes[below] * (1 - part) + planes[above] * part
         if math.isfinite(way.photons):
             lit = planes.clamp_min(0).cpu() * way.photons
-            lit = torch.poisson(lit, generator=generator) / way.photons
-            planes = (lit + way.read * torch.randn(lit.shape, generator=generator)).to(device)
+            planes = (torch.poisson(lit, generator=generator) / way.photons).to(device)
+        if way.read > 0:
+            planes = planes + way.read * torch.randn(planes.shape, generator=generator).to(device)
         if way.step > 1:
             up = torch.from_numpy(interpolation_matrix(count, way.step)).to(device)
             planes = torch.nn.functional.pad(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssai3d_rt.adapt.pairs import Noise, Pairs
+from ssai3d_rt.adapt.pairs import Mixed, Noise, Pairs
 from ssai3d_rt.adapt.psf import Psf, psf_bank
 
 
@@ -69,3 +69,12 @@ def test_noise_is_on_the_blurred_side_only() -> None:
     blurred, sharp = Pairs(flat, [Psf(3.0)], step=1.0, crop=32, seed=0, noise=Noise(100.0, 0.02)).batch(0, 8)
     assert sharp.std() == 0
     assert blurred.var().item() == pytest.approx(0.5 / 100 + 0.02**2, rel=0.1)
+
+
+def test_mixed_batches_hold_their_share_of_each_source() -> None:
+    low, high = (Pairs(value + 0.1 * planes(), psf_bank(), step=1.0, crop=32, seed=0) for value in (0, 10))
+    mixed = Mixed(low, high, share=0.25)
+    means = mixed.batch(0, 8)[1].mean((1, 2, 3))
+    assert (means > 5).tolist() == [False] * 6 + [True] * 2
+    assert (mixed.batch(0, 2)[1].mean((1, 2, 3)) > 5).tolist() == [False, True]
+    assert (mixed.validation(10)[1].mean((1, 2, 3)) > 5).sum() == 5
