@@ -79,6 +79,7 @@ def finetune(
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, stacks and iterations: same result.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in MODEL_DIR.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapted model in MODEL_DIR.")] = False,
     voxel_z: VoxelZ = None,
     voxel_xy: VoxelXY = None,
     channel: Channel = None,
@@ -92,6 +93,7 @@ def finetune(
     Where tuning does not help on planes that were held out, the base network is kept, and you are told.
     """
     from ssai3d_rt.adapt.finetune import finetune as tune
+    from ssai3d_rt.adapt.model import RECORD
     from ssai3d_rt.adapt.settings import FinetuneSettings
     from ssai3d_rt.adapt.train import CHECKPOINT
     from ssai3d_rt.calibration.profile import RigProfile
@@ -100,6 +102,8 @@ def finetune(
     asked = {"minutes": minutes, "iterations": iterations, "layers": layers, "targets": targets}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     settings = FinetuneSettings.of({"base": base, "seed": seed} | given, where="finetune")
+    if (out / RECORD).exists() and not overwrite:
+        raise ConfigError(f"{out} holds an adapted model; replace it with --overwrite, or name another folder with -o")
     if (out / CHECKPOINT).exists() and not resume:
         raise ConfigError(f"{out} holds an interrupted run; go on with --resume, or name another folder with -o")
     if resume and not (out / CHECKPOINT).exists():

@@ -46,7 +46,7 @@ def stack() -> Stack:
 
 def settings(base: Path, **changes: object) -> FinetuneSettings:
     values = {"base": str(base), "iterations": 30, "check_every": 10, "crop": 32, "batch": 4, "lr": 2e-3}
-    values |= {"rehearsal": 0.0}
+    values |= {"rehearsal": 0.0, "blend": 1.0}
     return FinetuneSettings.of(values | changes)
 
 
@@ -130,6 +130,14 @@ def test_rehearsal_joins_every_batch_and_the_judgement(base: Path, stack: Stack)
     alone, mixed = (finetune(stack, settings=settings(base, iterations=10, rehearsal=r)) for r in (0.0, 0.5))
     assert mixed.record.base_psnr_db != alone.record.base_psnr_db
     assert any(not np.array_equal(alone.state[key], mixed.state[key]) for key in alone.state)
+
+
+def test_what_is_kept_lies_between_the_base_and_the_tuned_weights(base: Path, stack: Stack) -> None:
+    before = load_network(base).state
+    tuned, half = (finetune(stack, settings=settings(base, iterations=10, blend=b)) for b in (1.0, 0.5))
+    assert tuned.record.kept == half.record.kept == "tuned"
+    for key, value in before.items():
+        np.testing.assert_allclose(half.state[key], (value + tuned.state[key]) / 2, atol=1e-6)
 
 
 def test_time_is_kept(base: Path, stack: Stack) -> None:
