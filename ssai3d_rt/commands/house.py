@@ -132,6 +132,7 @@ def weights_pretrain(
     batch: Annotated[int | None, typer.Option(min=1, help="Images per iteration.")] = None,
     crop: Annotated[int | None, typer.Option(min=32, help="Side of the training images in px.")] = None,
     seed: Annotated[int | None, typer.Option(help="Fixes images, order, degradation and first weights.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Let torch compile the network.")] = True,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw images.")] = 1,
     as_json: Json = False,
@@ -141,6 +142,7 @@ def weights_pretrain(
     from ssai3d_rt.network.pretrain import PretrainSettings, pretrain
 
     asked: dict[str, Any] = {"iterations": iterations, "width": width, "batch": batch, "crop": crop, "seed": seed}
+    asked["compiled"] = compiled
     settings = PretrainSettings.of({k: v for k, v in asked.items() if v is not None}, where="weights pretrain")
     with console.progress_bar(as_json=as_json) as progress:
         path = pretrain(settings, out, device=device, workers=workers, progress=progress)

@@ -19,6 +19,7 @@ import logging
 import math
 import multiprocessing
 import os
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ class PretrainSettings(Settings):
     enc: tuple[int, ...] = (1, 1, 1, 8)
     middle: int = 1
     dec: tuple[int, ...] = (1, 1, 1, 1)
-    iterations: int = 20_000
+    iterations: int = 18_000
     batch: int = 8
     crop: int = 96
     lr: float = 1e-3
@@ -185,6 +186,8 @@ def pretrain(
 
     from ssai3d_rt.network.weights import save_state
 
+    if settings.compiled and device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        raise ConfigError("torch.compile needs a C++ compiler and none was found; go on without: --no-compile")
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     network = NAFNet(settings.shape).to(device)
