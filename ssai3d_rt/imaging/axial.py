@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 Float = npt.NDArray[np.float32]
 
+MEAN_KEPT = 0.008
+"""A restored stack's mean stays within this share of the raw planes' mean; the promise to users is 1 %."""
+
 Network = Callable[[Float], Float]
 """``(N, 1, T, T)`` float32 about [0, 1] to the same; rows of a tile are Z, the blurred axis."""
 
@@ -224,8 +227,10 @@ def restore_array(
     """Restore one stack in memory: isotropic voxels, same dtype, same intensity scale, same mean.
 
     The mean of the result equals that of the resampled raw stack: it is rescaled about the normalisation's offset, or,
-    where the network changed the mean by more than a factor of two, shifted (and a warning is logged). A constant
-    stack is not shown to the network and stays constant.
+    where the network changed the mean by more than a factor of two, shifted (and a warning is logged). Between planes
+    that are far apart the first and last plane count half as much as they did in the raw stack; where that alone would
+    move the mean by more than `MEAN_KEPT` of the raw planes' mean, it moves by that much. A constant stack is not shown
+    to the network and stays constant.
 
     Parameters
     ----------
@@ -253,6 +258,7 @@ def restore_array(
         return RestoredArray(constant, voxel_out, scale, 1.0, flat)
 
     raw_mean = float(isotropic.mean(dtype=np.float64))
+    wanted = (_kept_mean(data, scale.offset + scale.scale * raw_mean) - scale.offset) / scale.scale
     result = deblur_axial(
         isotropic,
         network,
@@ -271,14 +277,21 @@ def restore_array(
         raise BackendError("the network returned values that are not finite (NaN or infinity); nothing was restored")
     ratio = mean / raw_mean if raw_mean else math.inf
     if 0.5 <= ratio <= 2.0:
-        volume *= np.float32(1 / ratio)
+        volume *= np.float32(wanted / mean)
     else:
         logger.warning("the network changed the mean by a factor of %.3g; shifted back, look at the result", ratio)
-        volume += np.float32(raw_mean - mean)
+        volume += np.float32(wanted - mean)
     disagreement = result.disagreement
     if disagreement is not None:
         disagreement *= np.float32(scale.scale)
     return RestoredArray(scale.undo(volume, data.dtype), voxel_out, scale, ratio, disagreement)
+
+
+def _kept_mean(data: npt.NDArray[Any], resampled: float) -> float:
+    """Mean in counts that the result gets: that of the resampled stack, but near that of the raw planes."""
+    mean = float(data.mean(dtype=np.float64))
+    reach = MEAN_KEPT * abs(mean)
+    return min(max(resampled, mean - reach), mean + reach)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

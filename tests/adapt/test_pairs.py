@@ -72,7 +72,8 @@ def test_noise_is_on_the_blurred_side_only() -> None:
 
 
 def test_mixed_batches_hold_their_share_of_each_source() -> None:
-    low, high = (Pairs(np.float32(value) + planes() / 10, psf_bank(), step=1.0, crop=32, seed=0) for value in (0, 10))
+    values = (planes() + np.float32(value) for value in (0, 10))
+    low, high = (Pairs(v.astype(np.float32), psf_bank(), step=1.0, crop=32, seed=0) for v in values)
     mixed = Mixed(low, high, share=0.25)
     means = mixed.batch(0, 8)[1].mean((1, 2, 3))
     assert (means > 5).tolist() == [False] * 6 + [True] * 2

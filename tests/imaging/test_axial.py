@@ -172,6 +172,20 @@ def test_the_mean_is_kept_whatever_the_networks_gain(gain: float) -> None:
     assert restored.data.mean() == pytest.approx(raw.mean(), rel=0.002)
 
 
+@pytest.mark.parametrize(("dark_ends", "factor"), [(True, 1.0), (False, 1.0), (True, 1.7), (False, 0.6)])
+def test_the_mean_of_few_planes_is_kept_though_the_ends_count_half(dark_ends: bool, factor: float) -> None:
+    data = np.random.default_rng(1).integers(3000, 5000, (9, 24, 24)).astype(np.uint16)
+    ends = data[[0, -1]] // 4
+    if dark_ends:
+        data[[0, -1]] = ends
+    else:
+        data[1:-1] //= 4
+    plain = resample_z(data.astype(np.float32), 4.0).mean()
+    assert abs(plain / data.mean() - 1) > 0.05  # what sampling alone would do
+    result = restore_array(data, (0.4, 0.1, 0.1), lambda tiles: tiles * np.float32(factor), tile=48)
+    assert result.data.mean() == pytest.approx(data.mean(), rel=0.01)
+
+
 def test_a_network_that_adds_a_lot_is_shifted_back_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     data = (volume((8, 24, 24)) * 1000 + 5000).astype(np.uint16)
     with caplog.at_level(logging.WARNING):
