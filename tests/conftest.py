@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.tiny"]
 
 os.environ.setdefault("PYMM_SIGNALS_BACKEND", "psygnal")  # no Qt in a headless run
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: torch beside other work
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED_DATA = PROJECT.parent / "shared" / "data"

@@ -77,6 +77,10 @@ def finetune(
     targets: Annotated[
         Targets | None, typer.Option(help="Planes as acquired, or as the base network restores them.")
     ] = None,
+    rehearsal: Annotated[float | None, typer.Option(help="Share of synthetic pairs; 0.5 by default, 0: none.")] = None,
+    blend: Annotated[
+        float | None, typer.Option(help="Share of the tuned weights in those kept; 0.5 by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, stacks and iterations: same result.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in MODEL_DIR.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapted model in MODEL_DIR.")] = False,
@@ -100,6 +104,7 @@ def finetune(
     from ssai3d_rt.commands.inputs import Choice, read
 
     asked = {"minutes": minutes, "iterations": iterations, "layers": layers, "targets": targets}
+    asked |= {"rehearsal": rehearsal, "blend": blend}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     settings = FinetuneSettings.of({"base": base, "seed": seed} | given, where="finetune")
     if (out / RECORD).exists() and not overwrite:
