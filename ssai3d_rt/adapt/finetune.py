@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float32]
 MIN_PLANES = 5
 REHEARSAL_IMAGES = 160
+LATERAL_BLUR_PX = 0.8
+"""Lateral blur, as a std in px, that base networks learn to take away; see `ssai3d_rt.network.pretrain`."""
 
 
 def finetune(
@@ -198,13 +200,24 @@ def _pairs(
     rows, columns = (min(p.shape[axis] for p in planes) for axis in (1, 2))
     joined = np.concatenate([p[:, :rows, :columns] for p in planes])
     bank = psf_bank(*bank_px, angles_deg=settings.angles_deg)
-    own = Pairs(joined, bank, step=part.anisotropy, crop=settings.crop, seed=settings.seed, noise=noise)
+    across_px = LATERAL_BLUR_PX if settings.targets is Targets.BOOTSTRAPPED else 0.0
+    own = Pairs(
+        joined, bank, step=part.anisotropy, crop=settings.crop, seed=settings.seed, noise=noise, across_px=across_px
+    )
     if not settings.rehearsal:
         return own
     synthetic = rehearsal_planes(
         REHEARSAL_IMAGES, side=own.crop + 64, blur_px=float(np.mean(bank_px)), seed=settings.seed, progress=progress
     )
-    second = Pairs(synthetic, bank, step=part.anisotropy, crop=own.crop, seed=settings.seed + 1, noise=noise)
+    second = Pairs(
+        synthetic,
+        bank,
+        step=part.anisotropy,
+        crop=own.crop,
+        seed=settings.seed + 1,
+        noise=noise,
+        across_px=LATERAL_BLUR_PX,
+    )
     return Mixed(own, second, settings.rehearsal)
 
 

@@ -71,10 +71,20 @@ class Pairs:
         Fixes everything that is drawn.
     noise
         Added to the blurred images; for targets that are themselves free of noise.
+    across_px
+        Largest std of a blur across the PSF, drawn from 0 up; for targets sharper than the microscope's lateral planes.
     """
 
     def __init__(
-        self, planes: Float, bank: list[Psf], *, step: float, crop: int, seed: int, noise: Noise | None = None
+        self,
+        planes: Float,
+        bank: list[Psf],
+        *,
+        step: float,
+        crop: int,
+        seed: int,
+        noise: Noise | None = None,
+        across_px: float = 0.0,
     ) -> None:
         held_out = max(2, len(planes) // 10)
         if held_out >= len(planes):
@@ -87,6 +97,7 @@ class Pairs:
         self.crop = max(16, min(crop, min(planes.shape[1:]) // 16 * 16))
         self.bank, self.step, self.seed = bank, max(1.0, step), seed
         self.noise = noise or Noise()
+        self.across_px = across_px
         reach = [max(0, self.crop - side) for side in planes.shape[1:]]
         pad = [(0, 0)] + [(MARGIN_PX, MARGIN_PX + extra) for extra in reach]
         self._planes = np.pad(planes, pad, mode="symmetric")
@@ -118,7 +129,8 @@ class Pairs:
             crop = np.rot90(crop, int(rng.integers(4)))
             crops.append(np.ascontiguousarray(crop[::-1] if rng.random() < 0.5 else crop))
             psf = self.bank[rng.integers(len(self.bank))]
-            way = Degradation(psf.std_px, psf.across_px, math.radians(psf.angle_deg), self.step, rng.random())
+            across_px = psf.across_px + self.across_px * rng.random()
+            way = Degradation(psf.std_px, across_px, math.radians(psf.angle_deg), self.step, rng.random())
             ways.append(replace(way, photons=self.noise.photons, read=self.noise.read))
         sharp = torch.from_numpy(np.stack(crops))
         blurred = degrade(sharp, ways, seed=int(rng.integers(2**62)))

@@ -180,7 +180,7 @@ def save_state(state: Mapping[str, npt.NDArray[np.float32]], path: Path, info: M
     arrays = {k: np.ascontiguousarray(v) for k, v in (halves if exact else state).items()}
     record = json.dumps(dict(info), indent=1)
     partial = path.with_name(f".{path.name}.partial")
-    numpy_io.save_file(arrays, str(partial), metadata={"ssai3d_rt": record})
+    partial.write_bytes(numpy_io.save(arrays, metadata={"ssai3d_rt": record}))
     os.replace(partial, path)
     return path
 
