@@ -102,6 +102,8 @@ class ModelRecord(Settings):
     @property
     def best_psnr_db(self) -> float:
         """PSNR of the kept weights on the held-out pairs."""
+        if self.kept == "base":
+            return self.base_psnr_db
         return max(check.held_out_psnr_db for check in self.checks)
 
 

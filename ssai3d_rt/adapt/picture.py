@@ -37,8 +37,10 @@ def draw_course(record: ModelRecord, path: Path) -> Path:
     axes.axhline(
         record.base_psnr_db, color="tab:orange", ls="--", lw=1, label=f"base network {record.base_psnr_db:.2f} dB"
     )
-    best = max(range(len(at)), key=lambda i: held_out[i])
-    axes.plot(at[best], held_out[best], "*", ms=13, color="tab:green", label=f"kept: {held_out[best]:.2f} dB")
+    best = held_out.index(record.best_psnr_db)
+    axes.plot(
+        at[best], held_out[best], "*", ms=13, color="tab:green", label=f"kept: {record.kept}, {held_out[best]:.2f} dB"
+    )
     axes.set(xlabel="iteration", ylabel="PSNR of pairs (dB)", title=_title(record))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -44,10 +44,13 @@ class FinetuneSettings(Settings):
     batch, crop
         Pairs per step and their side in px (article: 8 and 256; smaller here, for CPUs).
     lr, weight_decay
-        Of AdamW, with a cosine schedule to zero (article: Adam, 1e-3 and 1e-4).
+        Of AdamW, with a cosine schedule to zero (article: Adam, 1e-3 and 1e-4; less disturbs a good base less).
     blend
         Share of the tuned weights in the mean of base and tuned weights that is kept; 1 keeps the tuned weights alone,
         as in the article.
+    min_gain_db
+        PSNR on the held-out pairs that tuned weights must gain to be used; the pairs are made with a weak model of the
+        microscope and cannot tell less.
     patience
         Checks on the held-out pairs without a better result before training stops early.
     check_every
@@ -68,9 +71,10 @@ class FinetuneSettings(Settings):
     angles_deg: tuple[float, ...] = (-10.0, -5.0, 0.0, 5.0, 10.0)
     batch: int = Field(default=8, ge=2)
     crop: int = Field(default=96, ge=16)
-    lr: float = Field(default=5e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     blend: float = Field(default=0.5, gt=0, le=1)
+    min_gain_db: float = Field(default=0.15, ge=0)
     patience: int = Field(default=6, ge=1)
     check_every: int = Field(default=40, ge=1)
     max_voxels: int = Field(default=24_000_000, ge=100_000)

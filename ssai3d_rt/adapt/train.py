@@ -2,9 +2,9 @@
 
 What is kept is a mean of the weights that it started from and those that it reached (Wortsman et al., "Robust
 fine-tuning of zero-shot models", CVPR 2022): it does better on what the pairs do not show. The weights that it starts
-from are a candidate: training that does not raise the PSNR of the held-out pairs is not used. An interrupted run goes
-on from its checkpoint. With `iterations` set the result depends on the seed alone; with `minutes` the schedule
-follows the clock. It does not know where pairs or weights come from.
+from are a candidate: training that does not raise the PSNR of the held-out pairs enough is not used. An interrupted
+run goes on from its checkpoint. With `iterations` set the result depends on the seed alone; with `minutes` the
+schedule follows the clock. It does not know where pairs or weights come from.
 """
 
 from __future__ import annotations
@@ -88,9 +88,10 @@ def train(
     held_out = pairs.validation()
     parameters = [p for p in network.parameters() if p.requires_grad]
     base = {key: value.detach().clone() for key, value in network.state_dict().items()}
-    run = _Run([_check(network, held_out, 0, None, 0.0)], state_from(network), 0, 0.0)
+    first = state_from(network)
+    run = _Run([_check(network, held_out, 0, None, 0.0)], first, 0, 0.0)
     if not parameters:
-        return run.course()
+        return Course(tuple(run.checks), first, 0, tuned=False)
     optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     checkpoint = None if folder is None else folder / CHECKPOINT
     if checkpoint is not None and checkpoint.exists():
@@ -126,7 +127,8 @@ def train(
         recent.clear()
         if checkpoint is not None:
             _save(checkpoint, identity, network, optimiser, run)
-    return run.course()
+    tuned = run.best_db - run.checks[0].held_out_psnr_db > settings.min_gain_db
+    return Course(tuple(run.checks), run.best if tuned else first, run.iteration, tuned)
 
 
 @contextmanager
@@ -158,10 +160,6 @@ class _Run:
         """Checks since the best one."""
         values = [check.held_out_psnr_db for check in self.checks]
         return len(values) - 1 - values.index(max(values))
-
-    def course(self) -> Course:
-        tuned = self.best_db > self.checks[0].held_out_psnr_db
-        return Course(tuple(self.checks), self.best, self.iteration, tuned)
 
 
 def _share(settings: FinetuneSettings, run: _Run) -> float:

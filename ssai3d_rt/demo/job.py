@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,13 @@ from ssai3d_rt.demo.microscope import Source, open_source
 from ssai3d_rt.demo.report import DemoResult, Views, measure
 from ssai3d_rt.demo.sample import Sample
 from ssai3d_rt.errors import ConfigError, MissingPackageError, Ssai3dError
-from ssai3d_rt.imaging.axial import Network, resample_z, restore_array
+from ssai3d_rt.imaging.axial import resample_z
 from ssai3d_rt.imaging.read import read_stack
 from ssai3d_rt.imaging.stack import Stack
-from ssai3d_rt.imaging.write import write_ome_tiff
+from ssai3d_rt.imaging.write import read_provenance, write_ome_tiff
 from ssai3d_rt.progress import Progress, silent
 from ssai3d_rt.runtime.publish import result_name
+from ssai3d_rt.runtime.restore import restore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.export.bundle import Bundle
     from ssai3d_rt.imaging.stack import Array
+    from ssai3d_rt.runtime.backends import Runner
 
 MARK = "This folder was written by: ssai3d-rt demo"
 """First line of the README in a demo's folder; only a folder that has it is ever replaced."""
@@ -48,6 +50,7 @@ first/              the stack for calibration and fine-tuning, as acquired
 rig.toml, rig.png   what was measured about the microscope
 model/              the adapted model
 cells.ssai3d/       the portable bundle; engines/ holds what was compiled from it
+base.ssai3d/        the base network as a bundle, for comparison (not where it was kept)
 incoming/           the following stacks, as acquired while watch was running
 isotropic/          what watch published: the restored stacks, isotropic OME-TIFF
 truth/              what the sample really is, where that is known
@@ -65,7 +68,18 @@ The same by hand, in this folder:
 A new demo into the same folder replaces all of this.
 """
 
-OURS = ("first", "rig.toml", "rig.png", "model", "cells.ssai3d", "engines", "incoming", "isotropic", "truth")
+OURS = (
+    "first",
+    "rig.toml",
+    "rig.png",
+    "model",
+    "cells.ssai3d",
+    "base.ssai3d",
+    "engines",
+    "incoming",
+    "isotropic",
+    "truth",
+)
 OURS_FILES = ("slices.png", "report.json", "watch.log", "README.txt")
 
 
@@ -162,17 +176,17 @@ def run_demo(
     with clock.step("watch"):
         shots = _watch(camera, seed, plan, out, progress)
     with clock.step("report"):
-        base = _base_network(model, bundle)
+        published = [out / "isotropic" / result_name(shot.path.name) for shot in shots]
         figures = []
-        for number, shot in enumerate(shots):
-            progress("measure the results", number, len(shots))
-            published = out / "isotropic" / result_name(shot.path.name)
-            views = _views(shot, published, base, bundle.manifest.tile)
-            figures.append(measure(views, max(0.0, published.stat().st_mtime - shot.ended_s)))
-            if number == 0:
-                from ssai3d_rt.demo.picture import draw
+        with closing(_base_runner(model, bundle, out, published[0])) as base:
+            for number, (shot, result_path) in enumerate(zip(shots, published, strict=True)):
+                progress("measure the results", number, len(shots))
+                views = _views(shot, result_path, base)
+                figures.append(measure(views, max(0.0, result_path.stat().st_mtime - shot.ended_s)))
+                if number == 0:
+                    from ssai3d_rt.demo.picture import draw
 
-                draw(views, figures[0], out / "slices.png")
+                    draw(views, figures[0], out / "slices.png")
         progress("measure the results", len(shots), len(shots))
     result = DemoResult(
         source=source,
@@ -296,21 +310,26 @@ def _watch(camera: Source, seed: int, plan: Plan, out: Path, progress: Progress)
     return shots
 
 
-def _base_network(model: AdaptedModel, bundle: Bundle) -> Network:
-    """Return the network that fine-tuning started from, run by PyTorch as the bundle's network is."""
-    from ssai3d_rt.network.weights import load_network, network_from, torch_network
+def _base_runner(model: AdaptedModel, bundle: Bundle, out: Path, published: Path) -> Runner:
+    """Open the network that fine-tuning started from, exported and run as the adapted one was: only weights differ."""
+    from ssai3d_rt.export import export_bundle
+    from ssai3d_rt.network.weights import load_network
+    from ssai3d_rt.runtime.backends import open_runner
 
-    return torch_network(network_from(load_network(model.record.base).state, bundle.manifest.network.pool_window_px))
+    if model.record.kept == "tuned":
+        untuned = replace(model, state=load_network(model.record.base).state)
+        bundle = export_bundle(untuned, out / "base.ssai3d", tile=bundle.manifest.tile)
+    return open_runner(bundle, str(read_provenance(published)["backend"]).split()[0])
 
 
-def _views(shot: Shot, published: Path, base: Network, tile: int) -> Views:
+def _views(shot: Shot, published: Path, base: Runner) -> Views:
     """Bring the volumes of one stack onto one grid and one scale."""
     raw, restored = read_stack(shot.path), read_stack(published)
 
     def scale(counts: Array) -> npt.NDArray[np.float32]:
         return counts.astype(np.float32) if shot.truth is None else shot.sample.on_truth_scale(counts)
 
-    zero_shot = restore_array(raw.data, raw.voxel_um, base, tile=tile)
+    zero_shot = restore(raw, base).stack
     if shot.truth is not None:
         folder = published.parents[0].parent / "truth"
         folder.mkdir(exist_ok=True)

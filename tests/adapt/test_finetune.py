@@ -46,7 +46,7 @@ def stack() -> Stack:
 
 def settings(base: Path, **changes: object) -> FinetuneSettings:
     values = {"base": str(base), "iterations": 30, "check_every": 10, "crop": 32, "batch": 4, "lr": 2e-3}
-    values |= {"rehearsal": 0.0, "blend": 1.0}
+    values |= {"rehearsal": 0.0, "blend": 1.0, "min_gain_db": 0.0}
     return FinetuneSettings.of(values | changes)
 
 
@@ -109,6 +109,15 @@ def test_tuning_that_does_not_help_is_not_used(base: Path, stack: Stack) -> None
     model = finetune(stack, settings=settings(base, layers="all", lr=1.0, iterations=20))
     before = load_network(base).state
     assert model.record.kept == "base"
+    assert all(np.array_equal(before[key], model.state[key]) for key in before)
+
+
+def test_a_gain_that_the_pairs_cannot_tell_is_not_used(base: Path, stack: Stack) -> None:
+    before = load_network(base).state
+    gain = finetune(stack, settings=settings(base)).record
+    model = finetune(stack, settings=settings(base, min_gain_db=gain.best_psnr_db - gain.base_psnr_db + 0.01))
+    assert model.record.kept == "base"
+    assert model.record.best_psnr_db == model.record.base_psnr_db
     assert all(np.array_equal(before[key], model.state[key]) for key in before)
 
 
