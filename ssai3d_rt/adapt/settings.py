@@ -74,7 +74,7 @@ class FinetuneSettings(Settings):
     lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     blend: float = Field(default=0.5, gt=0, le=1)
-    min_gain_db: float = Field(default=0.15, ge=0)
+    min_gain_db: float = Field(default=0.2, ge=0)
     patience: int = Field(default=6, ge=1)
     check_every: int = Field(default=40, ge=1)
     max_voxels: int = Field(default=24_000_000, ge=100_000)
