@@ -2,9 +2,9 @@
 
 python benchmarks/adaptation.py --samples strands,spheres --ways shipped,article --iterations 160
 
-For each kind of sample one stack is adapted to (noise of 500 photons, every second plane, axial blur std 4 px) and a
-second one of the same kind, not seen before, is restored. Prints PSNR (dB, peak 1) of the raw stack resampled, of the
-base network and of each way of tuning, and one JSON line.
+For each kind of sample one stack is adapted to (noise of 500 photons and every second plane unless --clean, axial
+blur std 4 px) and a second one of the same kind, not seen before, is restored. Prints PSNR (dB, peak 1) of the raw
+stack resampled, of the base network and of each way of tuning, and one JSON line.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=160)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--base", default="base")
+    parser.add_argument("--clean", action="store_true", help="no noise, and every plane")
     asked = parser.parse_args()
     ways = [way for way in asked.ways.split(",") if way]
     base = load_network(asked.base)
@@ -75,7 +76,8 @@ def main() -> None:
     rows = {}
     for name in asked.samples.split(","):
         truths = [SAMPLES[name](asked.seed + i) for i in range(2)]
-        seen, unseen = (acquire(truth, 2, camera=CAMERA, seed=i) for i, truth in enumerate(truths))
+        camera, step = (Camera(photons=None), 1) if asked.clean else (CAMERA, 2)
+        seen, unseen = (acquire(truth, step, camera=camera, seed=i) for i, truth in enumerate(truths))
         raw = resample_z(on_truth_scale(unseen.data), unseen.anisotropy)
         row = {
             "raw_db": psnr(raw, truths[1][: len(raw)], 1.0),

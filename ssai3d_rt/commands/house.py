@@ -48,6 +48,8 @@ def demo(
         )
     if not as_json:
         console.show_table(result.table())
+        if not result.tuned:
+            console.show("tuning:  gained less on held-out planes than they can tell, so the base network was used")
         console.show(f"picture: {result.picture}", f"bundle:  {result.bundle}", f"engine:  {result.engine}")
     console.emit(result.summary(), as_json=True)
 
