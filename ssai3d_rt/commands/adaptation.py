@@ -121,13 +121,15 @@ def finetune(
     record = model.record
     if record.kept == "base":
         console.warn(
-            f"tuning did not beat the base network on held-out planes, so {out} holds the base network;"
-            " try more --minutes or a stack with more structure"
+            f"tuning gained less on held-out pairs than they can tell, so {out} holds the base network as it is;"
+            " it suits this sample already"
         )
-    gain = f"{record.base_psnr_db:.2f} dB with the base network, {record.best_psnr_db:.2f} dB adapted"
+    tuned_db = max(check.held_out_psnr_db for check in record.checks)
+    gain = f"{record.base_psnr_db:.2f} dB with the base network, {tuned_db:.2f} dB tuned"
+    changed = f"{len(record.mask)}, {record.trained_parameters} of {record.total_parameters} parameters"
     lines = [
         f"held-out pairs: {gain}, after {record.iterations} iterations in {record.seconds:.0f} s",
-        f"layers that changed: {len(record.mask)}, {record.trained_parameters} of {record.total_parameters} parameters",
+        f"layers that changed: {changed if record.kept == 'tuned' else 'none'}",
         f"adapted model: {out}",
     ]
     result = {
@@ -135,7 +137,7 @@ def finetune(
         "stacks": len(chosen),
         "kept": record.kept,
         "base_psnr_db": record.base_psnr_db,
-        "best_psnr_db": record.best_psnr_db,
+        "tuned_psnr_db": tuned_db,
         "iterations": record.iterations,
         "seconds": record.seconds,
         "trained_parameters": record.trained_parameters,
