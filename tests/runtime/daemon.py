@@ -91,7 +91,7 @@ class Rig:
         """The last reason of a file."""
         return [event.reason for event in list(self.events) if event.path.name == name][-1]
 
-    def wait(self, done: Callable[[], object], timeout_s: float = 15.0) -> None:
+    def wait(self, done: Callable[[], object], timeout_s: float = 60.0) -> None:
         """Wait until something holds; say what happened where it never does."""
         deadline = time.monotonic() + timeout_s
         while not done():
