@@ -41,6 +41,7 @@ from ssai3d_rt.export.bundle import (
 from ssai3d_rt.export.golden import golden_tiles
 from ssai3d_rt.export.parity import Limits, check_parity
 from ssai3d_rt.export.typed import FP16_MAX, OPSET, check_weights, onnx_from_model, rehearse
+from ssai3d_rt.network.nafnet import largest_tile
 from ssai3d_rt.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ BACKEND_LIMITS = {
     "fp16": Limits(real_psnr_db=50.0, extreme_error=0.03),
     "fp32": Limits(real_psnr_db=80.0, extreme_error=1e-3),
 }
-LARGEST_TILE = 256
 HIGH_ACTIVATION = 1e4
 _STAGES = 5
 
@@ -170,14 +170,8 @@ def export_bundle(
 
 
 def tile_for(shape: NAFNetShape, record: ModelRecord) -> int:
-    """Choose the tile: the axial slices in one piece where they fit, else as large as the network's training allows.
-
-    The channel attention takes means over the tile, so a tile much larger than the training images changes them. Up to
-    1.5 times their side is what TLC (Chu et al., ECCV 2022) found good; 256 px is the most in any case.
-    """
-    most = LARGEST_TILE
-    if record.train_px is not None:
-        most = max(record.train_px, min(most, record.train_px * 3 // 2))
+    """Choose the tile: the axial slices in one piece where they fit, else as large as the network's training allows."""
+    most = largest_tile(record.train_px)
     multiple = shape.multiple
     needed = math.ceil(max(record.slice_px) / multiple) * multiple
     return max(multiple, 16, min(needed, most // multiple * multiple))

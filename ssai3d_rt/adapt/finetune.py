@@ -32,6 +32,7 @@ from ssai3d_rt.errors import InputError
 from ssai3d_rt.imaging.axial import deblur_axial, resample_z
 from ssai3d_rt.imaging.normalise import Normalisation
 from ssai3d_rt.imaging.stack import Stack
+from ssai3d_rt.network.nafnet import largest_tile
 from ssai3d_rt.network.weights import LoadedNetwork, load_network, network_from, torch_network
 from ssai3d_rt.progress import Progress, silent
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ssai3d_rt.adapt.psf import Psf
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.network.nafnet import NAFNet
 
@@ -64,7 +66,7 @@ def finetune(
     stacks
         At least `MIN_PLANES` planes each; all with the same voxel size.
     rig
-        Gives the PSF bank its sizes; without it the article's 3..7 px are taken.
+        Gives the PSF bank its sizes and tilt, and the noise; without it the article's 3..7 px are taken.
     settings
         See `FinetuneSettings`.
     folder
@@ -95,13 +97,16 @@ def finetune(
     network = network_from(base.state)
     started = time.monotonic()
     parts = [_Part.of(stack, settings.max_voxels // len(given)) for stack in given]
-    planes = [_target_planes(part, network, settings, progress) for part in parts]
+    tile = largest_tile(base.info.get("train_px"))
+    planes = [_target_planes(part, network, settings, tile, progress) for part in parts]
     bank_px = (rig.blur_px_min, rig.blur_px_max) if rig is not None else ARTICLE_STD_PX
-    pairs = _pairs(planes, parts[0], settings, bank_px, _pair_noise(given, rig, settings), progress)
+    tilt_deg = rig.blur_angle_deg if rig is not None else 0.0
+    bank = psf_bank(*bank_px, angles_deg=tuple(angle + tilt_deg for angle in settings.angles_deg))
+    pairs = _pairs(planes, parts[0], settings, bank, _pair_noise(given, rig, settings), progress)
     mask = layer_mask(network, settings.layers, pairs.batch(0, 16), share=settings.share)
     trained = open_layers(network, mask, everything=settings.layers is Layers.ALL)
     fingerprints = tuple(_fingerprint(stack) for stack in given)
-    identity = _identity(settings, base, fingerprints, bank_px)
+    identity = _identity(settings, base, fingerprints, rig)
     course = train(network, pairs, settings, identity=identity, folder=folder, progress=progress)
     record = ModelRecord(
         base=base.name,
@@ -114,7 +119,7 @@ def finetune(
         settings=settings.model_dump(mode="json"),
         rig=rig.model_dump(mode="json") if rig is not None else None,
         blur_px=bank_px,
-        angles_deg=settings.angles_deg,
+        angles_deg=tuple(angle + tilt_deg for angle in settings.angles_deg),
         anisotropy=given[0].anisotropy,
         slice_px=_slice_px(given),
         channel=given[0].channel,
@@ -162,14 +167,14 @@ def _liveliest(data: npt.NDArray[Any], side: int) -> tuple[int, int]:
     )
 
 
-def _target_planes(part: _Part, network: NAFNet, settings: FinetuneSettings, progress: Progress) -> Float:
+def _target_planes(part: _Part, network: NAFNet, settings: FinetuneSettings, most_px: int, progress: Progress) -> Float:
     """Lateral planes to learn from, ``(N, Y, X)`` float32."""
     if settings.targets is Targets.RAW:
         return part.raw
     volume = resample_z(part.raw, part.anisotropy)
     longest = max(volume.shape)
     multiple = network.shape.multiple
-    tile = min(256, -(-longest // multiple) * multiple)
+    tile = min(most_px // multiple, -(-longest // multiple)) * multiple
 
     def told(label: str, done: int, total: int, /) -> None:
         progress("restore the targets once", done, total)
@@ -192,22 +197,26 @@ def _pairs(
     planes: list[Float],
     part: _Part,
     settings: FinetuneSettings,
-    bank_px: tuple[float, float],
+    bank: list[Psf],
     noise: Noise,
     progress: Progress,
 ) -> PairSource:
     """Join the stacks' planes (cropped to a common size), and images to rehearse on, into one source of pairs."""
     rows, columns = (min(p.shape[axis] for p in planes) for axis in (1, 2))
     joined = np.concatenate([p[:, :rows, :columns] for p in planes])
-    bank = psf_bank(*bank_px, angles_deg=settings.angles_deg)
     across_px = LATERAL_BLUR_PX if settings.targets is Targets.BOOTSTRAPPED else 0.0
     own = Pairs(
         joined, bank, step=part.anisotropy, crop=settings.crop, seed=settings.seed, noise=noise, across_px=across_px
     )
     if not settings.rehearsal:
         return own
+    float(np.mean([psf.std_px for psf in bank]))
     synthetic = rehearsal_planes(
-        REHEARSAL_IMAGES, side=own.crop + 64, blur_px=float(np.mean(bank_px)), seed=settings.seed, progress=progress
+        REHEARSAL_IMAGES,
+        side=own.crop + 64,
+        blur_px=float(np.mean([psf.std_px for psf in bank])),
+        seed=settings.seed,
+        progress=progress,
     )
     second = Pairs(
         synthetic,
@@ -222,9 +231,10 @@ def _pairs(
 
 
 def _identity(
-    settings: FinetuneSettings, base: LoadedNetwork, stacks: tuple[Fingerprint, ...], bank_px: tuple[float, float]
+    settings: FinetuneSettings, base: LoadedNetwork, stacks: tuple[Fingerprint, ...], rig: RigProfile | None
 ) -> str:
-    values = [settings.model_dump(mode="json"), base.sha256, [s.sha256 for s in stacks], bank_px]
+    profile = rig.model_dump(mode="json") if rig is not None else None
+    values = [settings.model_dump(mode="json"), base.sha256, [s.sha256 for s in stacks], profile]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 

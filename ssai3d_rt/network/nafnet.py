@@ -46,6 +46,8 @@ else:
 
 EPS = 1e-6
 """Added to the variance in each LayerNorm, as published."""
+LARGEST_TILE = 256
+"""Side in px of the largest tile that is chosen by itself."""
 
 
 class HasShape(Protocol):
@@ -234,3 +236,15 @@ def shape_of(state: Mapping[str, HasShape]) -> NAFNetShape:
         dec=tuple(count(rf"decoders\.{i}\.(\d+)\.conv1\.weight$") for i in range(levels)),
         channels=channels,
     )
+
+
+def largest_tile(train_px: int | None) -> int:
+    """Return the largest tile in px for a network that was trained on images of `train_px`.
+
+    The channel attention takes means over the tile, so a tile much larger than the training images changes them. Up to
+    1.5 times their side is what TLC (Chu et al., ECCV 2022) found good; `LARGEST_TILE` is the most in any case, unless
+    the training images were larger.
+    """
+    if train_px is None:
+        return LARGEST_TILE
+    return max(train_px, min(LARGEST_TILE, train_px * 3 // 2))
