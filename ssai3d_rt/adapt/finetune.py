@@ -210,7 +210,6 @@ def _pairs(
     )
     if not settings.rehearsal:
         return own
-    float(np.mean([psf.std_px for psf in bank]))
     synthetic = rehearsal_planes(
         REHEARSAL_IMAGES,
         side=own.crop + 64,
