@@ -30,9 +30,10 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "network": ("foundation", "imaging"),
     "calibration": ("foundation", "imaging", "network"),
     "adapt": ("foundation", "imaging", "network", "calibration"),
+    "compare": ("foundation", "imaging", "network", "calibration", "adapt"),
     "export": ("foundation", "imaging", "network", "calibration", "adapt"),
     "runtime": ("foundation", "imaging", "network", "calibration", "adapt", "export"),
-    "door": ("foundation", "imaging", "network", "calibration", "adapt", "export", "runtime"),
+    "door": ("foundation", "imaging", "network", "calibration", "adapt", "compare", "export", "runtime"),
 }
 """Who may import whom: each part those to its left. `door` is the demo, the command line and the public API."""
 
