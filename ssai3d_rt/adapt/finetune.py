@@ -26,7 +26,7 @@ from ssai3d_rt.adapt.pairs import Mixed, Noise, Pairs, PairSource
 from ssai3d_rt.adapt.psf import ARTICLE_STD_PX, psf_bank
 from ssai3d_rt.adapt.rehearsal import rehearsal_planes
 from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
-from ssai3d_rt.adapt.train import CHECKPOINT, train
+from ssai3d_rt.adapt.train import CHECKPOINT, Course, train
 from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
 from ssai3d_rt.errors import InputError
 from ssai3d_rt.imaging.axial import deblur_axial, resample_z
@@ -96,18 +96,79 @@ def finetune(
     base = load_network(settings.base)
     network = network_from(base.state)
     started = time.monotonic()
-    parts = [_Part.of(stack, settings.max_voxels // len(given)) for stack in given]
+    lesson = prepare(given, rig, settings, base, network, progress=progress)
+    mask = layer_mask(network, settings.layers, lesson.pairs.batch(0, 16), share=settings.share)
+    trained = open_layers(network, mask, everything=settings.layers is Layers.ALL)
+    identity = _identity(settings, base, tuple(_fingerprint(stack) for stack in given), rig)
+    course = train(network, lesson.pairs, settings, identity=identity, folder=folder, progress=progress)
+    model = adapted(lesson, settings, base, course, mask=mask, trained=trained, seconds=time.monotonic() - started)
+    if folder is not None:
+        keep(model, folder)
+    return model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """What training takes from stacks and rig: the pairs, and what the record says about them."""
+
+    stacks: list[Stack]
+    rig: RigProfile | None
+    parts: list[_Part]
+    pairs: PairSource
+    bank_px: tuple[float, float]
+    angles_deg: tuple[float, ...]
+
+
+def prepare(
+    stacks: list[Stack],
+    rig: RigProfile | None,
+    settings: FinetuneSettings,
+    base: LoadedNetwork,
+    network: NAFNet,
+    *,
+    progress: Progress = silent,
+    held_out: Sequence[int] | None = None,
+    synthetic: Float | None = None,
+) -> Lesson:
+    """Make the pairs of usable stacks: their liveliest parts, targets, PSF bank, noise and rehearsal.
+
+    Parameters
+    ----------
+    stacks, rig, settings, progress
+        As for `finetune`.
+    base, network
+        The base network as loaded, and as a torch module with the base's weights: it restores the targets.
+    held_out
+        Planes of a single stack that training never sees; chosen by `Pairs` where not given.
+    synthetic
+        Images to rehearse on that were drawn before; drawn here where not given.
+    """
+    parts = [_Part.of(stack, settings.max_voxels // len(stacks)) for stack in stacks]
     tile = largest_tile(base.info.get("train_px"))
     planes = [_target_planes(part, network, settings, tile, progress) for part in parts]
     bank_px = (rig.blur_px_min, rig.blur_px_max) if rig is not None else ARTICLE_STD_PX
     tilt_deg = rig.blur_angle_deg if rig is not None else 0.0
-    bank = psf_bank(*bank_px, angles_deg=tuple(angle + tilt_deg for angle in settings.angles_deg))
-    pairs = _pairs(planes, parts[0], settings, bank, _pair_noise(given, rig, settings), progress)
-    mask = layer_mask(network, settings.layers, pairs.batch(0, 16), share=settings.share)
-    trained = open_layers(network, mask, everything=settings.layers is Layers.ALL)
-    fingerprints = tuple(_fingerprint(stack) for stack in given)
-    identity = _identity(settings, base, fingerprints, rig)
-    course = train(network, pairs, settings, identity=identity, folder=folder, progress=progress)
+    angles_deg = tuple(angle + tilt_deg for angle in settings.angles_deg)
+    bank = psf_bank(*bank_px, angles_deg=angles_deg)
+    noise = _pair_noise(stacks, rig, settings)
+    spacing = 1.0 if settings.targets is Targets.RAW else parts[0].anisotropy
+    kept = [i for i in range(len(planes[0])) if round(i / spacing) in held_out] if held_out is not None else None
+    pairs = _pairs(planes, parts[0], settings, bank, noise, progress, kept, synthetic)
+    return Lesson(stacks, rig, parts, pairs, bank_px, angles_deg)
+
+
+def adapted(
+    lesson: Lesson,
+    settings: FinetuneSettings,
+    base: LoadedNetwork,
+    course: Course,
+    *,
+    mask: tuple[str, ...],
+    trained: int,
+    seconds: float,
+) -> AdaptedModel:
+    """Make the model of a finished training, with its record."""
+    given, rig = lesson.stacks, lesson.rig
     record = ModelRecord(
         base=base.name,
         base_sha256=base.sha256,
@@ -118,26 +179,28 @@ def finetune(
         total_parameters=sum(v.size for v in base.state.values()),
         settings=settings.model_dump(mode="json"),
         rig=rig.model_dump(mode="json") if rig is not None else None,
-        blur_px=bank_px,
-        angles_deg=tuple(angle + tilt_deg for angle in settings.angles_deg),
+        blur_px=lesson.bank_px,
+        angles_deg=lesson.angles_deg,
         anisotropy=given[0].anisotropy,
         slice_px=_slice_px(given),
         channel=given[0].channel,
         source=tuple(str(stack.source.name) if stack.source else "" for stack in given),
-        stacks=fingerprints,
+        stacks=tuple(_fingerprint(stack) for stack in given),
         checks=course.checks,
         iterations=course.iterations,
-        seconds=round(time.monotonic() - started, 1),
+        seconds=round(seconds, 1),
         versions=_versions(),
     )
-    model = AdaptedModel(course.state, base.shape, record, _samples(parts))
-    if folder is not None:
-        from ssai3d_rt.adapt.picture import draw_course
+    return AdaptedModel(course.state, base.shape, record, _samples(lesson.parts))
 
-        model.save(folder)
-        draw_course(record, folder / "loss.png")
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-    return model
+
+def keep(model: AdaptedModel, folder: Path) -> None:
+    """Save a model with the picture of its course, and remove the checkpoint that is no longer needed."""
+    from ssai3d_rt.adapt.picture import draw_course
+
+    model.save(folder)
+    draw_course(model.record, folder / "loss.png")
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,23 +263,27 @@ def _pairs(
     bank: list[Psf],
     noise: Noise,
     progress: Progress,
+    held_out: Sequence[int] | None,
+    synthetic: Float | None,
 ) -> PairSource:
     """Join the stacks' planes (cropped to a common size), and images to rehearse on, into one source of pairs."""
     rows, columns = (min(p.shape[axis] for p in planes) for axis in (1, 2))
     joined = np.concatenate([p[:, :rows, :columns] for p in planes])
     across_px = LATERAL_BLUR_PX if settings.targets is Targets.BOOTSTRAPPED else 0.0
     own = Pairs(
-        joined, bank, step=part.anisotropy, crop=settings.crop, seed=settings.seed, noise=noise, across_px=across_px
+        joined,
+        bank,
+        step=part.anisotropy,
+        crop=settings.crop,
+        seed=settings.seed,
+        noise=noise,
+        across_px=across_px,
+        held_out=held_out,
     )
     if not settings.rehearsal:
         return own
-    synthetic = rehearsal_planes(
-        REHEARSAL_IMAGES,
-        side=own.crop + 64,
-        blur_px=float(np.mean([psf.std_px for psf in bank])),
-        seed=settings.seed,
-        progress=progress,
-    )
+    if synthetic is None:
+        synthetic = draw_rehearsal(bank, own.crop, settings.seed, progress)
     second = Pairs(
         synthetic,
         bank,
@@ -227,6 +294,12 @@ def _pairs(
         across_px=LATERAL_BLUR_PX,
     )
     return Mixed(own, second, settings.rehearsal)
+
+
+def draw_rehearsal(bank: list[Psf], crop: int, seed: int, progress: Progress = silent) -> Float:
+    """Draw the images to rehearse on, ``(N, Y, X)`` float32, for pairs of `crop` px blurred by `bank`."""
+    blur_px = float(np.mean([psf.std_px for psf in bank]))
+    return rehearsal_planes(REHEARSAL_IMAGES, side=crop + 64, blur_px=blur_px, seed=seed, progress=progress)
 
 
 def _identity(

@@ -73,6 +73,8 @@ class Pairs:
         Added to the blurred images; for targets that are themselves free of noise.
     across_px
         Largest std of a blur across the PSF, drawn from 0 up; for targets sharper than the microscope's lateral planes.
+    held_out
+        Numbers of the planes to hold out instead.
     """
 
     def __init__(
@@ -85,15 +87,13 @@ class Pairs:
         seed: int,
         noise: Noise | None = None,
         across_px: float = 0.0,
+        held_out: Sequence[int] | None = None,
     ) -> None:
-        held_out = max(2, len(planes) // 10)
-        if held_out >= len(planes):
-            raise ValueError(f"{len(planes)} planes are too few to hold two out")
         contrast = planes.reshape(len(planes), -1).std(1)
-        blocks = np.convolve(contrast, np.full(held_out, 1 / held_out), "valid")
-        first = int(np.argmin(np.abs(blocks - contrast.mean())))
-        self.held_out = range(first, first + held_out)
+        self.held_out = _like_the_whole(contrast) if held_out is None else held_out
         self.trained = [i for i in range(len(planes)) if i not in self.held_out]
+        if not self.held_out or not self.trained:
+            raise ValueError(f"of {len(planes)} planes {len(self.held_out)} are held out; both kinds are needed")
         self.crop = max(16, min(crop, min(planes.shape[1:]) // 16 * 16))
         self.bank, self.step, self.seed = bank, max(1.0, step), seed
         self.noise = noise or Noise()
@@ -135,6 +135,16 @@ class Pairs:
         sharp = torch.from_numpy(np.stack(crops))
         blurred = degrade(sharp, ways, seed=int(rng.integers(2**62)))
         return blurred[:, None, inner, inner], sharp[:, None, inner, inner]
+
+
+def _like_the_whole(contrast: npt.NDArray[np.float32]) -> range:
+    """Return the block of neighbouring planes, a tenth and at least two, whose contrast is most like that of all."""
+    count = max(2, len(contrast) // 10)
+    if count >= len(contrast):
+        raise ValueError(f"{len(contrast)} planes are too few to hold two out")
+    blocks = np.convolve(contrast, np.full(count, 1 / count), "valid")
+    first = int(np.argmin(np.abs(blocks - contrast.mean())))
+    return range(first, first + count)
 
 
 class Mixed:

@@ -60,6 +60,7 @@ def train(
     identity: str,
     folder: Path | None = None,
     progress: Progress = silent,
+    base: State | None = None,
 ) -> Course:
     """Train the open parameters of a network on pairs and keep the weights that do best on the held-out ones.
 
@@ -77,6 +78,8 @@ def train(
         Where the checkpoint lies.
     progress
         Called after each step: in iterations, or in seconds where the time is what is set.
+    base
+        The base network's weights, to judge against and to blend with, where the network was trained before.
 
     Raises
     ------
@@ -87,9 +90,10 @@ def train(
 
     held_out = pairs.validation()
     parameters = [p for p in network.parameters() if p.requires_grad]
-    base = {key: value.detach().clone() for key, value in network.state_dict().items()}
-    first = state_from(network)
-    run = _Run([_check(network, held_out, 0, None, 0.0)], first, 0, 0.0)
+    first = state_from(network) if base is None else base
+    start = {key: torch.from_numpy(value).clone() for key, value in first.items()}
+    with _blended(network, start, 0.0):
+        run = _Run([_check(network, held_out, 0, None, 0.0)], first, 0, 0.0)
     if not parameters:
         return Course(tuple(run.checks), first, 0, tuned=False)
     optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -102,14 +106,7 @@ def train(
     while (share := _share(settings, run)) < 1 and (not settings.judge or run.since_best < settings.patience):
         for group in optimiser.param_groups:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * share))
-        blurred, sharp = pairs.batch(run.iteration, settings.batch)
-        error = (network(blurred) - sharp).square().mean((1, 2, 3))
-        loss = 10 * torch.log10(error + 1e-6).mean()  # negative PSNR
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        recent.append(-loss.item())
+        recent.append(step(network, optimiser, pairs.batch(run.iteration, settings.batch)))
         run.iteration += 1
         run.seconds = time.monotonic() - started
         told = f"finetune, PSNR of pairs {recent[-1]:.1f} dB"
@@ -119,7 +116,7 @@ def train(
             progress(told, run.iteration, settings.iterations)
         if run.iteration % settings.check_every and _share(settings, run) < 1:
             continue
-        with _blended(network, base, settings.blend):
+        with _blended(network, start, settings.blend):
             check = _check(network, held_out, run.iteration, float(np.mean(recent)), run.seconds)
             if not settings.judge or check.held_out_psnr_db > run.best_db:
                 run.best = state_from(network)
@@ -129,6 +126,20 @@ def train(
             _save(checkpoint, identity, network, optimiser, run)
     tuned = not settings.judge or run.best_db - run.checks[0].held_out_psnr_db > settings.min_gain_db
     return Course(tuple(run.checks), run.best if tuned else first, run.iteration, tuned)
+
+
+def step(network: NAFNet, optimiser: torch.optim.Optimizer, pairs: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Take one step on a batch of pairs, blurred and sharp; returns the batch's mean PSNR in dB, peak 1."""
+    import torch
+
+    blurred, sharp = pairs
+    error = (network(blurred) - sharp).square().mean((1, 2, 3))
+    loss = 10 * torch.log10(error + 1e-6).mean()  # negative PSNR
+    optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
+    optimiser.step()
+    return -loss.item()
 
 
 @contextmanager
