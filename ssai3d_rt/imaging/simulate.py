@@ -147,7 +147,23 @@ def gaussian_psf_blur(volume: Float, std_px: tuple[float, float, float], rotatio
     rotation_deg
         Tilt of the PSF in the XZ plane, from Z towards X.
     """
-    kernel = _gaussian_kernel(std_px, math.radians(rotation_deg))
+    return psf_blur(volume, _gaussian_kernel(std_px, math.radians(rotation_deg)))
+
+
+def psf_blur(volume: Float, kernel: Doubles) -> Float:
+    """Convolve with a PSF; the volume is reflected at its ends.
+
+    Parameters
+    ----------
+    volume
+        ``(Z, Y, X)`` float32.
+    kernel
+        ``(z, y, x)`` with odd sides, not negative, of unit sum, its centre in the middle.
+
+    Returns
+    -------
+    float32 of the volume's shape and within its range.
+    """
     reach = [side // 2 for side in kernel.shape]
     padded = np.pad(volume, [(r, r) for r in reach], mode="symmetric")
     size = [_fast_length(side) for side in padded.shape]
@@ -228,8 +244,22 @@ def acquire(
     seed
         Seed of the noise.
     """
+    return record(gaussian_psf_blur(volume, std_px, rotation_deg), step, camera=camera, pixel_um=pixel_um, seed=seed)
+
+
+def record(
+    blurred: Float, step: float = 1, *, camera: Camera | None = None, pixel_um: float = 0.1, seed: int = 0
+) -> Stack:
+    """Record a z-stack of what the optics show: every `step`-th plane, noise, uint16; see `acquire`.
+
+    Parameters
+    ----------
+    blurred
+        ``(Z, Y, X)`` float32 in [0, 1], isotropic voxels, blurred already.
+    step, camera, pixel_um, seed
+        See `acquire`.
+    """
     camera = camera or Camera()
-    blurred = gaussian_psf_blur(volume, std_px, rotation_deg)
     rows = interpolation_matrix(blurred.shape[0], 1 / step)
     planes = (rows @ blurred.reshape(blurred.shape[0], -1)).reshape(-1, *blurred.shape[1:])
     if camera.photons is not None:
