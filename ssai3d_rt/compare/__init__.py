@@ -15,8 +15,10 @@ import dataclasses
 import difflib
 
 from ssai3d_rt.adapt.mask import Layers
-from ssai3d_rt.compare.classical import Raw
+from ssai3d_rt.compare.care import Care
+from ssai3d_rt.compare.classical import Raw, RichardsonLucy
 from ssai3d_rt.compare.method import Budget, Fit, Method
+from ssai3d_rt.compare.selfnet import SelfNet
 from ssai3d_rt.compare.tuned import Base, Tuned, plain
 from ssai3d_rt.errors import ConfigError
 
@@ -24,6 +26,9 @@ __all__ = ["METHODS", "Budget", "Fit", "Method", "method"]
 
 _ALL: tuple[Method, ...] = (
     Raw(),
+    RichardsonLucy(),
+    Care(),
+    SelfNet(),
     Base(),
     plain("article", Layers.SNIP, "the SSAI-3D article's plain recipe, the most sensitive tenth of the layers"),
     plain("full", Layers.ALL, "the article's recipe with all layers: full fine-tuning"),
@@ -42,7 +47,7 @@ def method(name: str, *, base: str = "base") -> Method:
     name
         See `METHODS`.
     base
-        Base network of the methods that start from one: a name or a weights file.
+        Base network of the methods that start from one, or from its shape: a name or a weights file.
 
     Raises
     ------
@@ -54,6 +59,6 @@ def method(name: str, *, base: str = "base") -> Method:
         near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(f'{n!r}' for n in near)}?" if near else f"known: {', '.join(METHODS)}"
         raise ConfigError(f'unknown method "{name}"; {hint}'.replace("'", '"'))
-    if isinstance(found, Base | Tuned) and base != found.base:
+    if isinstance(found, Base | Tuned | Care | SelfNet) and base != found.base:
         return dataclasses.replace(found, base=base)
     return found
