@@ -23,6 +23,7 @@ BLOCKED = (
     "mm_test_adapters",
     "useq",
     "scipy",
+    "skimage",
     "matplotlib",
     "safetensors",
 )

@@ -38,7 +38,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
 """Who may import whom: each part those to its left. `door` is the demo, the command line and the public API."""
 
 FOUNDATION = ("errors", "progress", "config")
-TORCH_FREE = ("torch", "onnxscript", "scipy", "matplotlib")
+TORCH_FREE = ("torch", "onnxscript", "scipy", "skimage", "matplotlib")
 """What the runtime must do without; its reference backend alone may import torch."""
 
 FORBIDDEN_NAMES = ("onnx", "tensorrt", "torch", "openvino", "onnxruntime")
