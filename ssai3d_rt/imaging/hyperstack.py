@@ -69,6 +69,16 @@ def hyperstack_position(source: TiffSource) -> Position:
     )
 
 
+def declared_planes(source: TiffSource) -> int:
+    """Return how many planes of all stacks the first description declares; 1 where it declares nothing more."""
+    if source.imagej is not None:
+        return math.prod(size for _, size in _imagej_axes(source))
+    shaped = _shaped(source.description)
+    if shaped is None or not all(isinstance(size, int) and size > 0 for size in shaped["shape"]):
+        return 1
+    return max(1, int(math.prod(shaped["shape"])) // math.prod(source.pages[0].shape))
+
+
 def _imagej_axes(source: TiffSource) -> Axes:
     meta = source.imagej or {}
     sizes = {

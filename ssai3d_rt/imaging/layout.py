@@ -112,9 +112,13 @@ class Position:
 
 
 class SourcePool:
-    """The files of one data set, each inspected once, `OPEN_FILES` of them open at a time."""
+    """The files of one data set, each inspected once, `OPEN_FILES` of them open at a time.
 
-    def __init__(self) -> None:
+    With `growing`, files may still be written, and hold the pages that are whole by now.
+    """
+
+    def __init__(self, *, growing: bool = False) -> None:
+        self._growing = growing
         self._sources: OrderedDict[Path, TiffSource] = OrderedDict()
 
     @property
@@ -125,7 +129,7 @@ class SourcePool:
     def open(self, path: Path) -> TiffSource:
         """Return the source of `path`, inspected on first use."""
         if path not in self._sources:
-            self._sources[path] = TiffSource(path)
+            self._sources[path] = TiffSource(path, growing=self._growing)
         self.touch(self._sources[path])
         return self._sources[path]
 

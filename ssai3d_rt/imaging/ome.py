@@ -87,13 +87,7 @@ def ome_positions(source: TiffSource, pool: SourcePool) -> list[Position]:
     IncompleteError
         None of its images has a plane in this file.
     """
-    root = parse_xml(source.description, source.path)
-    own_uuid = root.get("UUID")
-    binary_only = next(_children(root, "BinaryOnly"), None)
-    if binary_only is not None:
-        master = source.path.with_name(require_plain_name(binary_only.get("MetadataFile", ""), source.path))
-        root = parse_xml(_xml_of(master, pool), master)
-    images = [_parse_image(element, i, source.path) for i, element in enumerate(_children(root, "Image"))]
+    images, own_uuid = _images(source, pool)
     positions = []
     for image in images:
         for block in image.blocks:
@@ -121,6 +115,19 @@ def ome_positions(source: TiffSource, pool: SourcePool) -> list[Position]:
     return positions
 
 
+def planes_declared(source: TiffSource, pool: SourcePool) -> int:
+    """Return how many planes the images that have planes in `source` will have.
+
+    Raises
+    ------
+    InputError
+        As `ome_positions`.
+    """
+    images, own_uuid = _images(source, pool)
+    here = [i for i in images if source.path in {_file_of(block, source, own_uuid) for block in i.blocks}]
+    return sum(image.size["T"] * image.size["C"] * image.size["Z"] for image in here)
+
+
 def map_annotation(text: str, path: Path, namespace: str) -> dict[str, str] | None:
     """Return the key-value pairs of the first MapAnnotation with that namespace, None where there is none."""
     root = parse_xml(text, path)
@@ -128,6 +135,17 @@ def map_annotation(text: str, path: Path, namespace: str) -> dict[str, str] | No
         if _tag(element) == "MapAnnotation" and element.get("Namespace") == namespace:
             return {m.get("K", ""): m.text or "" for m in element.iter() if _tag(m) == "M"}
     return None
+
+
+def _images(source: TiffSource, pool: SourcePool) -> tuple[list[_Image], str | None]:
+    """Return the images of the OME-XML that is in `source` or that it refers to, and the UUID of `source`."""
+    root = parse_xml(source.description, source.path)
+    own_uuid = root.get("UUID")
+    binary_only = next(_children(root, "BinaryOnly"), None)
+    if binary_only is not None:
+        master = source.path.with_name(require_plain_name(binary_only.get("MetadataFile", ""), source.path))
+        root = parse_xml(_xml_of(master, pool), master)
+    return [_parse_image(element, i, source.path) for i, element in enumerate(_children(root, "Image"))], own_uuid
 
 
 def _xml_of(path: Path, pool: SourcePool) -> str:

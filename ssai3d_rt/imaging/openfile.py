@@ -71,8 +71,23 @@ def page_offsets(file: BinaryIO, path: Path) -> list[int]:
     Raises
     ------
     IncompleteError
-        The header is cut off, or the chain leads past the end of the file or into an empty page, as it does while a
-        file is being written, copied or was cut off.
+        As `page_chain`, or the chain does not end, as while a file is being written, copied or was cut off.
+    InputError
+        As `page_chain`.
+    """
+    offsets, missing = page_chain(file, path)
+    if missing:
+        raise IncompleteError(missing)
+    return offsets
+
+
+def page_chain(file: BinaryIO, path: Path) -> tuple[list[int], str]:
+    """Return the byte offsets of the pages that are there, and what is missing after them; empty at the chain's end.
+
+    Raises
+    ------
+    IncompleteError
+        The header is cut off, or announces no page.
     InputError
         Not a TIFF file, or a chain that is circular or damaged.
     """
@@ -109,7 +124,7 @@ def page_offsets(file: BinaryIO, path: Path) -> list[int]:
         file.seek(tags * tag_bytes, os.SEEK_CUR)
         raw = file.read(struct.calcsize(offset_format))
         if not tags or len(raw) < struct.calcsize(offset_format):
-            raise IncompleteError(
+            return list(offsets), (
                 f"{shown(path)}: not finished or cut off, page {page} is announced at byte {offset} "
                 f"but is not there (file of {size} bytes)"
             )
@@ -117,7 +132,7 @@ def page_offsets(file: BinaryIO, path: Path) -> list[int]:
         offset = struct.unpack(offset_format, raw)[0]
     if not offsets:
         raise IncompleteError(f"{shown(path)}: a TIFF header without an image")
-    return list(offsets)
+    return list(offsets), ""
 
 
 def _require_regular(path: Path, mode: int) -> None:

@@ -224,7 +224,7 @@ def open_acquisition(
     path = Path(path)
     pool = SourcePool()
     try:
-        positions = [p for file in _files_of(path) for p in _positions_of(file, pool)]
+        positions = [p for file in _files_of(path) for p in positions_of(file, pool)]
         positions = _numbered(positions)
         if len({(p.shape, p.stored_dtype) for p in positions}) > 1:
             words = ", ".join(f"{p.name or p.index}: {p.shape} {p.stored_dtype}" for p in positions)
@@ -294,7 +294,8 @@ def read_stack(
         raise InputError(f"{shown(path)}: holds {len(chosen)} stacks; choose a channel, time or position: {listed}")
 
 
-def _positions_of(path: Path, pool: SourcePool) -> list[Position]:
+def positions_of(path: Path, pool: SourcePool) -> list[Position]:
+    """Return the positions that lie in a file, by its format."""
     source = pool.open(path)
     if source.is_micro_manager:
         return mmstack_positions(source, pool)

@@ -17,7 +17,7 @@ import numpy as np
 import tifffile
 
 from ssai3d_rt.errors import IncompleteError, InputError
-from ssai3d_rt.imaging.openfile import open_regular, page_offsets, shown, signature
+from ssai3d_rt.imaging.openfile import open_regular, page_chain, page_offsets, shown, signature
 from ssai3d_rt.imaging.samples import stack_dtype
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class TiffSource:
     ----------
     path
         The file.
+    growing
+        List the pages that are whole by now instead of refusing a file that is still being written.
 
     Raises
     ------
@@ -93,8 +95,10 @@ class TiffSource:
         It is not a regular file, not a TIFF, damaged, or of a kind that cannot hold a stack (RGB, complex).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, growing: bool = False) -> None:
         self.path = path
+        self.growing = growing
+        self.chain_ends = True
         self._tiff: tifffile.TiffFile | None = None
         self._file: BinaryIO | None = open_regular(path)
         try:
@@ -167,21 +171,23 @@ class TiffSource:
         file.seek(start)
         return file.read(max(0, min(count, self.size_bytes - start)))
 
-    def virtual_pages(self, planes: int) -> list[Page]:
+    def virtual_pages(self, planes: int, *, up_to_byte: int | None = None) -> list[Page]:
         """Return `planes` pages stored one after the other behind the first one's tags, as far as the file holds them.
 
-        ImageJ writes large hyperstacks that way: one page of tags, all pixels behind it.
+        ImageJ writes large hyperstacks that way: one page of tags, all pixels behind it. So do ome-writers and tifffile
+        until they close a file. What ends beyond `up_to_byte` is left out.
         """
         first = self.pages[0]
         if first.pixels_at is None:
             return self.pages[:1]
-        whole = min(planes, (self.size_bytes - first.pixels_at) // first.nbytes)
+        end = self.size_bytes if up_to_byte is None else min(up_to_byte, self.size_bytes)
+        whole = max(0, min(planes, (end - first.pixels_at) // first.nbytes))
         return [
             Page(first.shape, first.dtype, first.offset, first.pixels_at + i * first.nbytes, 0) for i in range(whole)
         ]
 
     def _inspect(self, file: BinaryIO) -> None:
-        offsets = page_offsets(file, self.path)
+        offsets = self._whole_pages(file) if self.growing else page_offsets(file, self.path)
         with tifffile_complaints() as complaints:
             try:
                 tiff = self._decoder(file)
@@ -191,13 +197,32 @@ class TiffSource:
                 self.imagej: dict[str, Any] | None = None if self.is_micro_manager else tiff.imagej_metadata
                 self.resolution = _resolution(tiff.pages.first)
                 self.page_metadata: dict[str, Any] = _page_metadata(tiff.pages.first)
-                self.pages = [self._checked(tiff.pages[i], offset, i) for i, offset in enumerate(offsets)]
+                self.pages = []
+                for i, offset in enumerate(offsets):
+                    self.pages.append(self._checked(tiff.pages[i], offset, i))
+            except IncompleteError:
+                if not self.growing or not self.pages:
+                    raise
             except InputError:
                 raise
             except Exception as exc:  # tifffile raises nearly anything on damaged files
                 raise InputError(f"{shown(self.path)}: not a readable TIFF: {type(exc).__name__}: {exc}") from exc
         if complaints:
             raise InputError(f"{shown(self.path)}: cannot be trusted: {complaints[0]}")
+
+    def _whole_pages(self, file: BinaryIO) -> list[int]:
+        """Return where the pages are whose tags and pixels can be there.
+
+        While the chain goes on, its last page is held back: writers put tags before pixels, into a file that may have
+        its final size from the start.
+        """
+        offsets, missing = page_chain(file, self.path)
+        if missing:
+            self.chain_ends = False
+            offsets = offsets[:-1]
+        if not offsets:
+            raise IncompleteError(f"{shown(self.path)}: its first page is not whole yet")
+        return offsets
 
     def _refuse_other_kinds(self, tiff: tifffile.TiffFile) -> None:
         head = self.header(0, 16)
@@ -208,6 +233,8 @@ class TiffSource:
                 "save as image stack files or as OME-TIFF"
             )
         if self.is_micro_manager:  # asking for more would parse display settings that are often damaged
+            return
+        if self.growing:  # asking for more would look at pages that are not there yet
             return
         if others := sorted(tiff.flags - _READABLE_FLAGS):
             raise InputError(f"{shown(self.path)}: a TIFF of kind {', '.join(others)}; export it as OME-TIFF")
