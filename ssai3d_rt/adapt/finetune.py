@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ssai3d_rt.adapt.mask import Layers, layer_mask, open_layers
+from ssai3d_rt.adapt.mask import Layers, open_layers, select_layers
 from ssai3d_rt.adapt.model import AdaptedModel, Fingerprint, ModelRecord
 from ssai3d_rt.adapt.pairs import Mixed, Noise, Pairs, PairSource
 from ssai3d_rt.adapt.psf import ARTICLE_STD_PX, psf_bank
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ssai3d_rt.adapt.mask import Selection
     from ssai3d_rt.adapt.psf import Psf
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.network.nafnet import NAFNet
@@ -97,11 +98,11 @@ def finetune(
     network = network_from(base.state)
     started = time.monotonic()
     lesson = prepare(given, rig, settings, base, network, progress=progress)
-    mask = layer_mask(network, settings.layers, lesson.pairs.batch(0, 16), share=settings.share)
-    trained = open_layers(network, mask, everything=settings.layers is Layers.ALL)
+    chosen, trained = open_chosen(network, lesson, settings)
     identity = _identity(settings, base, tuple(_fingerprint(stack) for stack in given), rig)
     course = train(network, lesson.pairs, settings, identity=identity, folder=folder, progress=progress)
-    model = adapted(lesson, settings, base, course, mask=mask, trained=trained, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    model = adapted(lesson, settings, base, course, chosen=chosen, trained=trained, seconds=seconds)
     if folder is not None:
         keep(model, folder)
     return model
@@ -157,13 +158,22 @@ def prepare(
     return Lesson(stacks, rig, parts, pairs, bank_px, angles_deg)
 
 
+def open_chosen(network: NAFNet, lesson: Lesson, settings: FinetuneSettings) -> tuple[Selection, int]:
+    """Open the layers of the base network that the settings choose; returns them and how many parameters train."""
+    sample = lesson.pairs.batch(0, 16)
+    chosen = select_layers(
+        network, settings.layers, sample, share=settings.share, surgeon=settings.surgeon, seed=settings.seed
+    )
+    return chosen, open_layers(network, chosen.mask, everything=settings.layers is Layers.ALL)
+
+
 def adapted(
     lesson: Lesson,
     settings: FinetuneSettings,
     base: LoadedNetwork,
     course: Course,
     *,
-    mask: tuple[str, ...],
+    chosen: Selection,
     trained: int,
     seconds: float,
 ) -> AdaptedModel:
@@ -174,7 +184,8 @@ def adapted(
         base_sha256=base.sha256,
         train_px=base.info.get("train_px"),
         kept="tuned" if course.tuned else "base",
-        mask=mask,
+        mask=chosen.mask,
+        layer_scores=chosen.scores,
         trained_parameters=trained,
         total_parameters=sum(v.size for v in base.state.values()),
         settings=settings.model_dump(mode="json"),
@@ -195,11 +206,15 @@ def adapted(
 
 
 def keep(model: AdaptedModel, folder: Path) -> None:
-    """Save a model with the picture of its course, and remove the checkpoint that is no longer needed."""
-    from ssai3d_rt.adapt.picture import draw_course
+    """Save a model with the pictures of its course and layers, and remove the checkpoint that is no longer needed."""
+    from ssai3d_rt.adapt.picture import draw_course, draw_layers
+    from ssai3d_rt.adapt.zeroshot import layers_of
 
     model.save(folder)
     draw_course(model.record, folder / "loss.png")
+    draw_layers(
+        layers_of(network_from(model.state)), model.record.mask, model.record.layer_scores, folder / "layers.png"
+    )
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 

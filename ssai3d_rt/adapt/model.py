@@ -1,8 +1,8 @@
 """`AdaptedModel`: what fine-tuning leaves behind, as a folder that a person can read.
 
 ``adapted.safetensors`` (all weights), ``model.json`` (`ModelRecord`: where it came from and how it went),
-``samples.npz`` (axial slices of the stack, for the export's golden tiles) and ``loss.png``. It does not know how to
-train or export.
+``samples.npz`` (axial slices of the stack, for the export's golden tiles), and the pictures ``loss.png`` and
+``layers.png``. It does not know how to train or export.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import InputError
@@ -59,7 +60,8 @@ class ModelRecord(Settings):
     kept
         ``tuned``, or ``base`` where tuning did not help on the held-out pairs and the base network was kept.
     mask
-        Layers that trained, best first; `trained_parameters` of `total_parameters`.
+        Layers that trained, best first; `trained_parameters` of `total_parameters`. `layer_scores` says by which
+        scores they were chosen, of all convolutions in the order of the network's modules; empty where by none.
     settings, rig
         The fine-tuning settings and the rig profile in force.
     blur_px, angles_deg
@@ -78,6 +80,7 @@ class ModelRecord(Settings):
     train_px: int | None = None
     kept: str
     mask: tuple[str, ...]
+    layer_scores: dict[str, float] = Field(default_factory=dict)
     trained_parameters: int
     total_parameters: int
     settings: dict[str, Any]

@@ -33,7 +33,11 @@ class FinetuneSettings(Settings):
     minutes, iterations
         Time or steps of training; with `iterations` the time plays no part.
     layers, share
-        How the layers that train are chosen, and which share of them ``snip`` keeps.
+        How the layers that train are chosen (see `ssai3d_rt.adapt.mask.Layers`), and which share of them is kept where
+        they are ranked.
+    surgeon
+        File of a surgeon, for ``layers = "surgeon"`` (instead of the one that goes with the base network) and for
+        ``"surgeon-published"`` (the published checkpoint sur.pt).
     targets
         ``bootstrapped`` or ``raw``.
     rehearsal
@@ -69,6 +73,7 @@ class FinetuneSettings(Settings):
     iterations: int | None = Field(default=None, ge=1)
     layers: Layers = Layers.SNIP
     share: float = Field(default=0.1, gt=0, le=1)
+    surgeon: str | None = None
     targets: Targets = Targets.BOOTSTRAPPED
     rehearsal: float = Field(default=0.5, ge=0, lt=1)
     angles_deg: tuple[float, ...] = (-10.0, -5.0, 0.0, 5.0, 10.0)
