@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from ssai3d_rt import console
-from ssai3d_rt.commands import adaptation, house, rig
+from ssai3d_rt.commands import adaptation, house, rig, surgeon
 from ssai3d_rt.errors import Ssai3dError
 
 INTERRUPTED = 130
@@ -33,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 weights_app = typer.Typer(no_args_is_help=True, help="List, import and train base networks.")
+surgeon_app = typer.Typer(no_args_is_help=True, help="Rank the layers of a base network; train what ranks them.")
 
 EXAMPLES: dict[str, str] = {}
 """Every command's example, as its help shows it."""
@@ -40,7 +41,8 @@ EXAMPLES: dict[str, str] = {}
 
 def _add(group: typer.Typer, name: str, function: Callable[..., Any], example: str) -> None:
     """Add a command with its example."""
-    path = f"weights {name}" if group is weights_app else name
+    parent = "weights " if group is weights_app else "surgeon " if group is surgeon_app else ""
+    path = f"{parent}{name}"
     EXAMPLES[path] = example
     group.command(name, epilog=f"Example: {example}")(function)
 
@@ -58,6 +60,9 @@ app.add_typer(weights_app, name="weights")
 _add(weights_app, "list", house.weights_list, "ssai3d-rt weights list")
 _add(weights_app, "import", house.weights_import, "ssai3d-rt weights import NAFNet-REDS-width64.pth --name reds64")
 _add(weights_app, "pretrain", house.weights_pretrain, "ssai3d-rt weights pretrain -o my-base --iterations 10000")
+app.add_typer(surgeon_app, name="surgeon")
+_add(surgeon_app, "rank", surgeon.rank, "ssai3d-rt surgeon rank cells.tif --rig rig.toml -o layers.png")
+_add(surgeon_app, "train", surgeon.train, "ssai3d-rt surgeon train -o my-surgeon --base reds64")
 _add(app, "version", house.version, "ssai3d-rt version")
 
 

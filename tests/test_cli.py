@@ -36,6 +36,8 @@ ALL = (
     "weights list",
     "weights import",
     "weights pretrain",
+    "surgeon rank",
+    "surgeon train",
     "version",
 )
 

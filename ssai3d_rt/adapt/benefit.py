@@ -10,6 +10,7 @@ It does not know how to rank layers: see `surgeon`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -32,6 +33,7 @@ from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import ConfigError, InputError
 from ssai3d_rt.imaging import simulate
 from ssai3d_rt.imaging.axial import deblur_axial, resample_z
+from ssai3d_rt.imaging.fourier import richest_window
 from ssai3d_rt.imaging.normalise import Normalisation
 from ssai3d_rt.network.nafnet import largest_tile
 from ssai3d_rt.network.weights import load_network, network_from, torch_network
@@ -180,6 +182,22 @@ def simulated_case(kind: str, number: int) -> Case:
     stack = simulate.acquire(sharp, step, std_px=(std_px, 0.5, 0.5), camera=camera, seed=seed)
     truth = sharp[: stack.isotropic_planes] * np.float32(camera.full_scale) + np.float32(camera.offset)
     return Case(f"{kind}-{number}", kind, stack, (0.75 * std_px, 1.25 * std_px), truth)
+
+
+def real_case(stack: Stack, name: str, blur_px: tuple[float, float]) -> Case:
+    """Take the liveliest `SHAPE`-wide window of a stack that was acquired; its kind is its name.
+
+    Parameters
+    ----------
+    stack
+        At least 5 planes.
+    name
+        A file name for it.
+    blur_px
+        Range of the blur's std along Z in isotropic px: a rig profile's ``blur_px_min`` and ``blur_px_max``.
+    """
+    window = np.ascontiguousarray(richest_window(stack.data, SHAPE[1]))
+    return Case(name, name, dataclasses.replace(stack, data=window), blur_px)
 
 
 def measure_benefit(case: Case, settings: BenefitSettings, *, progress: Progress = silent) -> Benefit:

@@ -252,8 +252,8 @@ def surgeon_for(network: NAFNet, path: Path | None = None) -> Surgeon:
 
 
 def known_surgeons() -> list[Path]:
-    """List the records of surgeons that are shipped, and of those that were trained on this machine."""
-    return [path for folder in (SHIPPED, surgeons_folder()) for path in sorted(folder.glob("*.json"))]
+    """List the records of surgeons that were trained on this machine, then of those that are shipped."""
+    return [path for folder in (surgeons_folder(), SHIPPED) for path in sorted(folder.glob("*.json"))]
 
 
 def surgeons_folder() -> Path:

@@ -13,7 +13,29 @@ if TYPE_CHECKING:
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.imaging.stack import Stack
 
-Layers = Literal["snip", "first-last", "all", "none"]
+Ranked = Literal[
+    "surgeon",
+    "surgeon-published",
+    "snip",
+    "grasp",
+    "fisher",
+    "synflow",
+    "grad-norm",
+    "plain",
+    "magnitude",
+    "activation-mean",
+    "activation-std",
+    "activation-abs-mean",
+    "activation-abs-std",
+    "gradient-mean",
+    "gradient-std",
+    "gradient-abs-mean",
+    "gradient-abs-std",
+    "weight-mean",
+    "weight-std",
+    "random",
+]
+Layers = Literal[Ranked, "first-last", "depthwise", "all", "none"]
 Targets = Literal["raw", "bootstrapped"]
 Precision = Literal["fp16", "fp32"]
 Engine = Literal["none", "tensorrt", "tensorrt-rtx"]
@@ -73,7 +95,17 @@ def finetune(
     base: Annotated[str, typer.Option(metavar="NAME|FILE", help="Base network: see `weights list`.")] = "base",
     minutes: Annotated[float | None, typer.Option(help="How long; 5 by default.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="How many steps, whatever time they take.")] = None,
-    layers: Annotated[Layers | None, typer.Option(help="How the layers that may change are chosen.")] = None,
+    layers: Annotated[
+        Layers | None,
+        typer.Option(
+            metavar="MODE",
+            help="How the layers that may change are chosen: snip (the default), surgeon, surgeon-published, another"
+            " metric, random, first-last, depthwise, all or none; see docs/surgeon.md.",
+        ),
+    ] = None,
+    surgeon: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Surgeon for --layers surgeon or surgeon-published (sur.pt).")
+    ] = None,
     targets: Annotated[
         Targets | None, typer.Option(help="Planes as acquired, or as the base network restores them.")
     ] = None,
@@ -104,7 +136,7 @@ def finetune(
     from ssai3d_rt.commands.inputs import Choice, read
 
     asked = {"minutes": minutes, "iterations": iterations, "layers": layers, "targets": targets}
-    asked |= {"rehearsal": rehearsal, "blend": blend}
+    asked |= {"rehearsal": rehearsal, "blend": blend, "surgeon": str(surgeon) if surgeon else None}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     settings = FinetuneSettings.of({"base": base, "seed": seed} | given, where="finetune")
     if (out / RECORD).exists() and not overwrite:

@@ -177,6 +177,7 @@ def test_the_folder_holds_all_and_comes_back(base: Path, stack: Stack, tmp_path:
         "model.json",
         "samples.npz",
         "loss.png",
+        "layers.png",
     }
 
 
