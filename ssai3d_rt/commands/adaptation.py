@@ -135,7 +135,7 @@ def finetune(
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.commands.inputs import Choice, read
 
-    asked = {"minutes": minutes, "iterations": iterations, "layers": layers, "targets": targets}
+    asked: dict[str, Any] = {"minutes": minutes, "iterations": iterations, "layers": layers, "targets": targets}
     asked |= {"rehearsal": rehearsal, "blend": blend, "surgeon": str(surgeon) if surgeon else None}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     settings = FinetuneSettings.of({"base": base, "seed": seed} | given, where="finetune")
