@@ -93,7 +93,7 @@ def finetune(
     """
     settings = settings or FinetuneSettings()
     given = [stacks] if isinstance(stacks, Stack) else list(stacks)
-    _require_usable(given)
+    require_usable(given)
     base = load_network(settings.base)
     network = network_from(base.state)
     started = time.monotonic()
@@ -147,15 +147,20 @@ def prepare(
     parts = [_Part.of(stack, settings.max_voxels // len(stacks)) for stack in stacks]
     tile = largest_tile(base.info.get("train_px"))
     planes = [_target_planes(part, network, settings, tile, progress) for part in parts]
-    bank_px = (rig.blur_px_min, rig.blur_px_max) if rig is not None else ARTICLE_STD_PX
-    tilt_deg = rig.blur_angle_deg if rig is not None else 0.0
-    angles_deg = tuple(angle + tilt_deg for angle in settings.angles_deg)
+    bank_px, angles_deg = blur_of(rig, settings)
     bank = psf_bank(*bank_px, angles_deg=angles_deg)
     noise = _pair_noise(stacks, rig, settings)
     spacing = 1.0 if settings.targets is Targets.RAW else parts[0].anisotropy
     kept = [i for i in range(len(planes[0])) if round(i / spacing) in held_out] if held_out is not None else None
     pairs = _pairs(planes, parts[0], settings, bank, noise, progress, kept, synthetic)
     return Lesson(stacks, rig, parts, pairs, bank_px, angles_deg)
+
+
+def blur_of(rig: RigProfile | None, settings: FinetuneSettings) -> tuple[tuple[float, float], tuple[float, ...]]:
+    """Return the PSF bank's least and most std in px, and its orientations in degrees."""
+    bank_px = (rig.blur_px_min, rig.blur_px_max) if rig is not None else ARTICLE_STD_PX
+    tilt_deg = rig.blur_angle_deg if rig is not None else 0.0
+    return bank_px, tuple(angle + tilt_deg for angle in settings.angles_deg)
 
 
 def open_chosen(network: NAFNet, lesson: Lesson, settings: FinetuneSettings) -> tuple[Selection, int]:
@@ -325,7 +330,8 @@ def _identity(
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _require_usable(stacks: list[Stack]) -> None:
+def require_usable(stacks: list[Stack]) -> None:
+    """Raise `InputError` for stacks that nothing can be learnt from."""
     if not stacks:
         raise InputError("fine-tuning needs at least one stack")
     for stack in stacks:
