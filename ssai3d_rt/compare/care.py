@@ -42,6 +42,8 @@ class Care:
         None, and without a profile 5 px, as in the article.
     lr
         Learning rate of AdamW, with a cosine schedule to zero.
+    crop
+        Side of the training crops in px.
     base
         The base network whose shape is taken.
     """
@@ -50,6 +52,7 @@ class Care:
     summary: str = "CARE: a network trained from scratch with one known Gaussian PSF"
     std_px: float | None = None
     lr: float = 1e-3
+    crop: int = 96
     base: str = "base"
 
     def fit(self, stack: Stack, rig: RigProfile | None, budget: Budget, *, progress: Progress = silent) -> Fit:
@@ -62,6 +65,7 @@ class Care:
             iterations=budget.iterations,
             minutes=budget.longest_s / 60,
             lr=self.lr,
+            crop=self.crop,
             blend=1.0,
             judge=False,
             seed=budget.seed,
