@@ -196,7 +196,7 @@ def real_case(stack: Stack, name: str, blur_px: tuple[float, float]) -> Case:
     blur_px
         Range of the blur's std along Z in isotropic px: a rig profile's ``blur_px_min`` and ``blur_px_max``.
     """
-    window = np.ascontiguousarray(richest_window(stack.data, SHAPE[1]))
+    window = np.ascontiguousarray(richest_window(stack.data, SHAPE[1])[:, : SHAPE[1], : SHAPE[2]])
     return Case(name, name, dataclasses.replace(stack, data=window), blur_px)
 
 

@@ -18,7 +18,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ssai3d_rt.adapt.surgeon import EMBEDDING, Surgeon, SurgeonRecord, Trial, inputs_of, network_hash, perceptron
+from ssai3d_rt.adapt.surgeon import (
+    EMBEDDING,
+    HIDDEN,
+    Surgeon,
+    SurgeonRecord,
+    Trial,
+    inputs_of,
+    network_hash,
+    perceptron,
+)
 from ssai3d_rt.adapt.zeroshot import ARTICLE, PUBLISHED, Metrics, layers_of
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import ConfigError
@@ -48,6 +57,8 @@ class RankingSettings(Settings):
     ----------
     steps
         Steps; each sees all pairs of layers of every stack.
+    hidden
+        Width of the network's hidden layers.
     lr, weight_decay
         Of Adam (article: 1e-4 and 1e-6).
     seed
@@ -55,6 +66,7 @@ class RankingSettings(Settings):
     """
 
     steps: int = Field(default=400, ge=1)
+    hidden: int = Field(default=HIDDEN, ge=1)
     lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=1e-6, ge=0)
     seed: int = 0
@@ -98,6 +110,7 @@ def train_surgeon(
     record = SurgeonRecord(
         base=benefits[0].settings.base,
         base_sha256=benefits[0].base_sha256,
+        hidden=settings.hidden,
         stacks={b.name: b.kind for b in benefits},
         benefit=benefits[0].settings.model_dump(mode="json"),
         training=settings.model_dump(mode="json"),
@@ -134,7 +147,7 @@ def _trained(benefits: Sequence[Benefit], settings: RankingSettings) -> torch.nn
         inputs = torch.from_numpy(np.stack([inputs_of(metrics_of(b), ARTICLE, EMBEDDING) for b in benefits]))
         gains = torch.tensor([b.gain_db for b in benefits])
         better = gains[:, :, None] > gains[:, None]  # (stacks, layers, layers): the first gains more than the second
-        network = perceptron(inputs.shape[-1])
+        network = perceptron(inputs.shape[-1], settings.hidden)
         optimiser = torch.optim.Adam(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         network.train()
         for _ in range(settings.steps):
