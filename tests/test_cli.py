@@ -30,6 +30,7 @@ ALL = (
     "export",
     "restore",
     "watch",
+    "compare",
     "submit",
     "status",
     "doctor",
