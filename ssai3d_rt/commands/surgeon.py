@@ -22,6 +22,7 @@ def rank(
     rig: Annotated[Path | None, typer.Option(help="Rig profile; without it the article's blur, 3 to 7 px.")] = None,
     base: Annotated[str, typer.Option(metavar="NAME|FILE", help="Base network: see `weights list`.")] = "base",
     share: Annotated[float, typer.Option(help="Share of the layers that would train.")] = 0.1,
+    rehearsal: Annotated[float | None, typer.Option(help="Share of synthetic pairs, as for `finetune`.")] = None,
     every: Annotated[bool, typer.Option("--all", help="List every layer, not only those that would train.")] = False,
     voxel_z: VoxelZ = None,
     voxel_xy: VoxelXY = None,
@@ -38,19 +39,23 @@ def rank(
     from ssai3d_rt.adapt.mask import select_layers
     from ssai3d_rt.adapt.picture import draw_layers
     from ssai3d_rt.adapt.settings import FinetuneSettings
+    from ssai3d_rt.adapt.surgeon import surgeon_for
     from ssai3d_rt.adapt.zeroshot import depth_order
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.commands.inputs import Choice, read
     from ssai3d_rt.network.weights import load_network, network_from
 
     file = str(surgeon) if surgeon else None
-    values = {"base": base, "layers": by, "share": share, "surgeon": file}
+    values: dict[str, Any] = {"base": base, "layers": by, "share": share, "surgeon": file}
+    values |= {"rehearsal": rehearsal} if rehearsal is not None else {}
     settings = FinetuneSettings.of(values, where="surgeon rank")
     profile = RigProfile.load(rig) if rig is not None else None
     choice = Choice(channel=channel, time=time, position=position)
-    given = read(stacks, choice=choice, voxel_z=voxel_z, voxel_xy=voxel_xy)
     loaded = load_network(settings.base)
     network = network_from(loaded.state)
+    if by == "surgeon":
+        surgeon_for(network, surgeon)  # fails now, not after the pairs are made
+    given = read(stacks, choice=choice, voxel_z=voxel_z, voxel_xy=voxel_xy)
     with console.progress_bar(as_json=as_json) as progress:
         pairs = prepare(given, profile, settings, loaded, network, progress=progress).pairs
         chosen = select_layers(network, settings.layers, pairs.batch(0, 16), share=share, surgeon=file)

@@ -106,6 +106,7 @@ def test_a_simulated_case_is_its_truth_blurred(kind: str) -> None:
     assert np.corrcoef(case.stack.data.mean(0).ravel(), case.truth.mean(0).ravel())[0, 1] > 0.9
     again, other = simulated_case(kind, 0), simulated_case(kind, 1)
     assert np.array_equal(case.stack.data, again.stack.data)
+    assert other.truth is not None
     assert not np.array_equal(case.truth[:8], other.truth[:8])
 
 
