@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
+from ssai3d_rt.calibration.limits import noise_warning
 from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
 from ssai3d_rt.calibration.profile import Intensity, Noise, RigProfile
 from ssai3d_rt.calibration.resolution import Resolution, measure_resolution
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["Intensity", "Noise", "RigProfile", "calibrate"]
-
-NOISY_SNR = 2.0
-"""A stack whose brightest parts have a lower signal to noise ratio, voxel by voxel, counts as very noisy, which the
-article names as a limit."""
 
 
 def calibrate(stacks: Stack | Iterable[Stack]) -> RigProfile:
@@ -61,11 +58,8 @@ def calibrate(stacks: Stack | Iterable[Stack]) -> RigProfile:
         snr=_short(median(n.snr for n in noises)),
     )
     warnings = dict.fromkeys(warning for r in decisive for warning in r.warnings)
-    if noise.snr < NOISY_SNR:
-        warnings[
-            f"very noisy data (signal to noise ratio {noise.snr:.1f}) is outside the method's limits: "
-            "expect invented detail, check with --trust"
-        ] = None
+    if sentence := noise_warning(noise):
+        warnings[sentence] = None
     return RigProfile(
         voxel_um=voxel_um,
         planes=planes,

@@ -27,6 +27,7 @@ from ssai3d_rt.adapt.psf import ARTICLE_STD_PX, psf_bank
 from ssai3d_rt.adapt.rehearsal import rehearsal_planes
 from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
 from ssai3d_rt.adapt.train import CHECKPOINT, Course, train
+from ssai3d_rt.calibration.character import measure_character
 from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
 from ssai3d_rt.errors import InputError
 from ssai3d_rt.imaging.axial import deblur_axial, resample_z
@@ -357,6 +358,7 @@ def _fingerprint(stack: Stack) -> Fingerprint:
         std=float(stack.data.std(dtype=np.float64)),
         offset=scale.offset,
         scale=scale.scale,
+        character=measure_character(stack),
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from ssai3d_rt.calibration.character import Character
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import InputError
 from ssai3d_rt.network.weights import State, load_network, save_state
@@ -48,6 +49,7 @@ class Fingerprint(Settings):
     std: float
     offset: float
     scale: float
+    character: Character | None = None
 
 
 class ModelRecord(Settings):

@@ -1,8 +1,9 @@
 """What to say about a stack that can be restored, but for which the method was not made.
 
 SSAI-3D's article states its own limits: anisotropy beyond about 7x, very noisy data, coherent (complex) PSFs such as
-OCT. The first is checked here, with what makes a stack too poor to learn from: few planes, saturation, no contrast.
-Noise is measured by calibration; the kind of microscope no file says.
+OCT. The first is checked here, with what makes a stack too poor to learn from: few planes, counts clipped at the top or
+at zero, no contrast. What has to be measured (noise, blurred lateral planes) is in `ssai3d_rt.calibration.limits`; the
+kind of microscope no file says.
 
 >>> import numpy as np
 >>> from ssai3d_rt.imaging import Stack
@@ -30,6 +31,8 @@ MIN_ANISOTROPY = 0.95
 FEW_PLANES = 5
 FEWEST_PLANES = 3
 MAX_SATURATED = 0.01
+MAX_AT_ZERO = 0.25
+"""Share of the voxels at zero counts beyond which the background was cut off, not only dark."""
 CAMERA_MAXIMA = (255, 1023, 4095, 16383, 65535)
 """Largest counts of 8, 10, 12, 14 and 16 bit cameras: a stack whose maximum is one of them may be clipped there."""
 
@@ -59,6 +62,11 @@ def limits(stack: Stack) -> list[str]:
             f"{saturated:.1%} of the voxels are saturated at {level} (more than {MAX_SATURATED:.0%}): "
             "what was clipped cannot be restored"
         )
+    if (zeros := share_at_zero(stack)) > MAX_AT_ZERO:
+        warnings.append(
+            f"{zeros:.0%} of the voxels are zero (more than {MAX_AT_ZERO:.0%}): the background was cut off, and faint "
+            "structure with it; raise the detector's offset, unless it counts single photons"
+        )
     if stack.data.min() == stack.data.max():
         warnings.append("all voxels are equal: there is nothing to restore")
     return warnings
@@ -70,6 +78,13 @@ def saturation(stack: Stack) -> tuple[float, int]:
     if stack.data.dtype.kind == "f" or int(top) not in CAMERA_MAXIMA or top == stack.data.min():
         return 0.0, 0
     return float(np.count_nonzero(stack.data == top)) / stack.data.size, int(top)
+
+
+def share_at_zero(stack: Stack) -> float:
+    """Return the fraction of voxels at zero; 0 for float samples, whose zero means nothing, and for constant stacks."""
+    if stack.data.dtype.kind == "f" or stack.data.max() == 0:
+        return 0.0
+    return 1.0 - float(np.count_nonzero(stack.data)) / stack.data.size
 
 
 def require_restorable(stack: Stack) -> None:
