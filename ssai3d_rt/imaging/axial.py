@@ -222,6 +222,7 @@ def restore_array(
     batch: int = 8,
     overlap: int = 32,
     want_disagreement: bool = False,
+    denoised: Float | None = None,
     progress: Progress = silent,
 ) -> RestoredArray:
     """Restore one stack in memory: isotropic voxels, same dtype, same intensity scale, same mean.
@@ -240,6 +241,8 @@ def restore_array(
         ``(z, y, x)`` voxel size in micrometres.
     network, tile, batch, overlap, want_disagreement, progress
         See `deblur_axial`.
+    denoised
+        What the network is shown in place of `data`: ``(Z, Y, X)`` counts, on the same scale and of the same mean.
 
     Raises
     ------
@@ -250,7 +253,9 @@ def restore_array(
     """
     stack = Stack(data, voxel_um)
     scale = Normalisation.of(data)
-    isotropic = resample_z(scale.apply(data), stack.anisotropy)
+    if denoised is not None and denoised.shape != data.shape:
+        raise ValueError(f"shapes differ: {data.shape} and denoised {denoised.shape}")
+    isotropic = resample_z(scale.apply(data if denoised is None else denoised), stack.anisotropy)
     voxel_out = (stack.lateral_um, stack.voxel_um[1], stack.lateral_um)
     if data.min() == data.max():
         constant = np.full(isotropic.shape, data.flat[0], data.dtype)
