@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssai3d_rt.adapt.model import AdaptedModel
-    from ssai3d_rt.api import finetune, restore
+    from ssai3d_rt.api import finetune, follow, restore
     from ssai3d_rt.calibration import calibrate
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.export.bundle import Bundle
@@ -35,6 +35,7 @@ __all__ = [
     "calibrate",
     "export",
     "finetune",
+    "follow",
     "read_stack",
     "read_stacks",
     "restore",
@@ -48,6 +49,7 @@ _WHERE = {
     "Stack": "ssai3d_rt.imaging.stack",
     "calibrate": "ssai3d_rt.calibration",
     "finetune": "ssai3d_rt.api",
+    "follow": "ssai3d_rt.api",
     "read_stack": "ssai3d_rt.imaging.read",
     "read_stacks": "ssai3d_rt.imaging.read",
     "restore": "ssai3d_rt.api",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from ssai3d_rt.adapt.follow import Follower
     from ssai3d_rt.adapt.model import AdaptedModel
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.export.bundle import Bundle
@@ -59,6 +60,51 @@ def finetune(
 
     length = {key: value for key, value in (("minutes", minutes), ("iterations", iterations)) if value is not None}
     return tune(stack, rig, settings=FinetuneSettings.of(settings | length, where="finetune"), progress=progress)
+
+
+def follow(
+    shape: tuple[int | None, int, int],
+    voxel_um: tuple[float, float, float],
+    rig: RigProfile | None = None,
+    *,
+    ready_within_s: float = 60.0,
+    progress: Progress = silent,
+    **settings: Any,
+) -> Follower:
+    """Adapt the base network to a stack while it is being acquired: add its planes as they come.
+
+    Parameters
+    ----------
+    shape
+        ``(Z, Y, X)`` of the stack; Z is None where nobody knows how many planes there will be.
+    voxel_um
+        ``(z, y, x)`` in micrometres.
+    rig
+        From `calibrate`, on an earlier stack; without it the article's blur sizes are taken.
+    ready_within_s
+        Time from the last plane to the model.
+    progress
+        Told about planes and steps.
+    settings
+        As for `finetune`; ``minutes`` bounds the training before the last plane, ``iterations`` all of it.
+
+    Returns
+    -------
+    A context manager with ``add(plane)`` and ``result()``.
+
+    Raises
+    ------
+    ConfigError
+        A setting that does not exist, or a value that it cannot take.
+    InputError, VoxelSizeError
+        A geometry that no stack has.
+    """
+    from ssai3d_rt.adapt.arrivals import Geometry
+    from ssai3d_rt.adapt.follow import Follower
+    from ssai3d_rt.adapt.settings import FinetuneSettings
+
+    chosen = FinetuneSettings.of(settings, where="follow")
+    return Follower(Geometry(shape, voxel_um), rig, settings=chosen, ready_within_s=ready_within_s, progress=progress)
 
 
 def restore(

@@ -122,16 +122,16 @@ class Arrivals:
             self._planes.append(kept)
             self._changed.notify_all()
 
-    def end(self) -> None:
+    def end(self, *, stopped_early: bool = False) -> None:
         """Say that no more planes come.
 
         Raises
         ------
         IncompleteError
-            Fewer came than the geometry declares.
+            Fewer came than the geometry declares, and not because the acquisition was stopped.
         """
         declared = self.geometry.shape[0]
-        if declared is not None and self.count < declared:
+        if declared is not None and self.count < declared and not stopped_early:
             raise IncompleteError(f"the stack has {declared} planes, and only {self.count} of them came")
         with self._changed:
             if self.ended_s is None:

@@ -1,7 +1,7 @@
 """Fine-tune on a stack while it is being acquired: give the planes as they come, have the model soon after the last.
 
 `Follower` trains in a thread of its own; `add` returns at once. `finetune_stream` takes the planes from anything that
-can be iterated: a generator, ``iter(queue.get, None)``, or a `GrowingStack`'s planes. How it learns is in `stream`.
+can be iterated, or from a queue that ends with None. How it learns is in `stream`.
 
 An interrupted stream cannot be gone on with, as its planes do not come twice: fine-tune on the finished stack instead.
 """
@@ -9,6 +9,7 @@ An interrupted stream cannot be gone on with, as its planes do not come twice: f
 from __future__ import annotations
 
 import threading
+from queue import Empty, Queue
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.adapt.arrivals import Arrivals, Geometry, StoppedError
@@ -19,13 +20,13 @@ from ssai3d_rt.errors import ConfigError
 from ssai3d_rt.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
 
     from ssai3d_rt.adapt.model import AdaptedModel
     from ssai3d_rt.calibration.profile import RigProfile
-    from ssai3d_rt.imaging.stack import Array
+    from ssai3d_rt.imaging.stack import Array, Stack
 
 READY_WITHIN_S = 60.0
 
@@ -114,8 +115,17 @@ class Follower:
         if self._error is not None:
             raise self._error
 
-    def result(self) -> AdaptedModel:
+    def stack(self) -> Stack:
+        """Return the planes so far as a stack."""
+        return self._arrivals.stack()
+
+    def result(self, *, stopped_early: bool = False) -> AdaptedModel:
         """Say that the last plane came, and wait for the model.
+
+        Parameters
+        ----------
+        stopped_early
+            Take fewer planes than were declared for the whole stack: the acquisition was stopped.
 
         Raises
         ------
@@ -126,7 +136,7 @@ class Follower:
         """
         try:
             self.check()
-            self._arrivals.end()
+            self._arrivals.end(stopped_early=stopped_early or self._arrivals.ended)
             while self._thread.is_alive():
                 self._thread.join(0.2)  # in short turns, so that Ctrl-C is heard on Windows
         except BaseException:
@@ -159,7 +169,7 @@ class Follower:
 
 
 def finetune_stream(
-    planes: Iterable[Array],
+    planes: Iterable[Array] | Queue[Array | None],
     *,
     geometry: Geometry,
     rig: RigProfile | None = None,
@@ -173,7 +183,7 @@ def finetune_stream(
     Parameters
     ----------
     planes
-        ``(Y, X)`` planes in order of z; whatever it takes to wait for the next one is its matter.
+        ``(Y, X)`` planes in order of z, or a queue of them with None after the last.
     geometry, rig, settings, ready_within_s, folder, progress
         See `Follower`.
 
@@ -192,6 +202,19 @@ def finetune_stream(
         geometry, rig, settings=settings, ready_within_s=ready_within_s, folder=folder, progress=progress
     )
     with follower:
-        for plane in planes:
+        for plane in _taken(planes, follower) if isinstance(planes, Queue) else planes:
             follower.add(plane)
         return follower.result()
+
+
+def _taken(planes: Queue[Array | None], follower: Follower) -> Iterator[Array]:
+    """Take planes from a queue until None, and notice between them when the training has ended."""
+    while True:
+        follower.check()
+        try:
+            plane = planes.get(timeout=0.2)
+        except Empty:
+            continue
+        if plane is None:
+            return
+        yield plane

@@ -89,8 +89,23 @@ def _draw_spectra(stack: "Stack", profile: "RigProfile", path: Path) -> Path | N
 
 
 def finetune(
-    stacks: Stacks,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL_DIR", help="Folder of the adapted model.")],
+    stacks: Annotated[
+        list[Path] | None, typer.Argument(metavar="STACK", help="TIFF, ImageJ, OME-TIFF or Micro-Manager.")
+    ] = None,
+    follow: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Learn from this file while it is still being acquired; it need not exist."),
+    ] = None,
+    ready_within: Annotated[
+        float, typer.Option(metavar="SECONDS", help="With --follow: from the last plane to the model.")
+    ] = 60.0,
+    planes: Annotated[
+        int | None, typer.Option(min=1, help="With --follow: how many there will be, where the file does not say so.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="With --follow: how long to wait for the file and for more of it.")
+    ] = 300.0,
     rig: Annotated[Path | None, typer.Option(help="Rig profile; without it the article's blur, 3 to 7 px.")] = None,
     base: Annotated[str, typer.Option(metavar="NAME|FILE", help="Base network: see `weights list`.")] = "base",
     minutes: Annotated[float | None, typer.Option(help="How long; 5 by default.")] = None,
@@ -126,7 +141,9 @@ def finetune(
 ) -> None:
     """Adapt the base network to a sample, from one raw stack or a few of the kind that will be restored.
 
-    Where tuning does not help on planes that were held out, the base network is kept, and you are told.
+    Where tuning does not help on planes that were held out, the base network is kept, and you are told. With --follow
+    it starts with the first planes of a stack that is being acquired, and is ready soon after the last:
+    `ssai3d-rt finetune --follow incoming/cells.ome.tif -o cells-model --rig rig.toml`
     """
     from ssai3d_rt.adapt.finetune import finetune as tune
     from ssai3d_rt.adapt.model import RECORD
@@ -139,6 +156,10 @@ def finetune(
     asked |= {"rehearsal": rehearsal, "blend": blend, "surgeon": str(surgeon) if surgeon else None}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     settings = FinetuneSettings.of({"base": base, "seed": seed} | given, where="finetune")
+    if (follow is None) == (not stacks):
+        raise typer.BadParameter("name the stacks, or with --follow one file that is still being acquired")
+    if follow is not None and resume:
+        raise typer.BadParameter("a stream cannot be gone on with; leave --resume out", param_hint="--resume")
     if (out / RECORD).exists() and not overwrite:
         raise ConfigError(f"{out} holds an adapted model; replace it with --overwrite, or name another folder with -o")
     if (out / CHECKPOINT).exists() and not resume:
@@ -147,9 +168,18 @@ def finetune(
         raise ConfigError(f"{out} holds no interrupted run to go on with; leave --resume out")
     profile = RigProfile.load(rig) if rig is not None else None
     choice = Choice(channel=channel, time=time, position=position)
-    chosen = read(stacks, choice=choice, voxel_z=voxel_z, voxel_xy=voxel_xy)
     with console.progress_bar(as_json=as_json) as progress:
-        model = tune(chosen, profile, settings=settings, folder=out, progress=progress)
+        if follow is not None:
+            from ssai3d_rt.commands.growing import follow as tune_while_growing
+            from ssai3d_rt.imaging.growing import Following
+
+            how = Following(channel, time, position, voxel_z, voxel_xy, planes=planes, patience_s=timeout)
+            model = tune_while_growing(
+                follow, how, profile, settings, ready_within_s=ready_within, folder=out, progress=progress
+            )
+        else:
+            chosen = read(stacks or [], choice=choice, voxel_z=voxel_z, voxel_xy=voxel_xy)
+            model = tune(chosen, profile, settings=settings, folder=out, progress=progress)
     record = model.record
     if record.kept == "base":
         console.warn(
@@ -166,7 +196,7 @@ def finetune(
     ]
     result = {
         "model": str(out),
-        "stacks": len(chosen),
+        "stacks": len(record.stacks),
         "kept": record.kept,
         "base_psnr_db": record.base_psnr_db,
         "tuned_psnr_db": tuned_db,

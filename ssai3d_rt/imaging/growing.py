@@ -148,7 +148,7 @@ class GrowingStack:
     ) -> None:
         self.path = Path(path)
         self._how = how or Following()
-        self._on_look = on_look
+        self.on_look = on_look
         self._header: Header | None = None
         self._sums: list[int] = []
         self._places: list[int] = []
@@ -222,7 +222,7 @@ class GrowingStack:
         self._came = time.monotonic()
         seen: object = None
         while True:
-            self._on_look()
+            self.on_look()
             looked = time.monotonic()
             now: object
             look, trouble = None, ""
