@@ -40,10 +40,11 @@ class Figures:
         Lateral over axial resolution; 1.0 is isotropic.
     residual
         Root mean square difference between the raw planes and the volume blurred and sampled again, relative to the
-        raw planes' standard deviation: what the volume does not explain. Noise and a wrong blur count too.
+        raw planes' standard deviation: what the volume does not explain. Noise and a wrong blur count too. Planes near
+        the ends, which the blur mixes with what lies outside, are left out where three others remain.
     psnr_db, ssim, ncc
-        Against the truth, where there is one. For PSNR and SSIM brightness and offset are fitted to the truth by least
-        squares, as the two may be on different scales.
+        Against the truth, where there is one. For PSNR and SSIM the truth is normalised (`Normalisation`), and the
+        volume's brightness and offset are fitted to it by least squares, as the two may be on different scales.
     """
 
     axial_um: float | None
@@ -74,14 +75,16 @@ def measure(volume: Float, stack: Stack, std_px: float, truth: Float | None = No
     across = [found for axis in (1, 2) if (found := _resolution_um(volume, voxel_um, axis)) is not None]
     lateral_um = sum(across) / len(across) if across else None
     isotropy = isotropy_ratio(lateral_um, axial_um) if lateral_um is not None and axial_um is not None else None
-    raw = stack.data.astype(np.float32)
-    again = blurred_again(volume, raw.shape[0], stack.anisotropy, std_px)
+    inner = _away_from_the_ends(stack, std_px)
+    raw = stack.data[inner].astype(np.float32)
+    again = blurred_again(volume, stack.data.shape[0], stack.anisotropy, std_px)[inner]
     spread = float(raw.std(dtype=np.float64))
     residual = float(np.sqrt(np.mean((again - raw) ** 2, dtype=np.float64))) / spread if spread > 0 else 0.0
     if truth is None:
         return Figures(axial_um, lateral_um, isotropy, residual)
-    fitted, peak = fitted_to(volume, truth), Normalisation.of(truth).scale
-    likeness = (psnr(fitted, truth, peak), ssim(fitted, truth, peak), ncc(volume, truth))
+    true = Normalisation.of(truth).apply(truth)
+    fitted = fitted_to(volume, true)
+    likeness = (psnr(fitted, true, 1.0), ssim(fitted, true, 1.0), ncc(volume, true))
     return Figures(axial_um, lateral_um, isotropy, residual, *likeness)
 
 
@@ -135,6 +138,13 @@ def truth_for(stack: Stack, truth: Stack) -> Float:
     if truth.data.shape[0] < wanted[0] or truth.data.shape[1:] != wanted[1:]:
         raise InputError(f"{where} has shape {truth.data.shape}; the restored stack has {wanted}")
     return truth.data[: wanted[0]].astype(np.float32)
+
+
+def _away_from_the_ends(stack: Stack, std_px: float) -> slice:
+    """Return the planes at least two standard deviations from the ends; all where fewer than three are."""
+    planes = stack.data.shape[0]
+    margin = math.ceil(2 * std_px / stack.anisotropy)
+    return slice(margin, planes - margin) if planes - 2 * margin >= 3 else slice(0, planes)
 
 
 def _resolution_um(volume: Float, voxel_um: tuple[float, float, float], axis: int) -> float | None:

@@ -1,7 +1,7 @@
 """The comparison's picture: one row per method, an XZ and a YZ slice of each, and where it differs from the truth.
 
-All rows show the same place on the same grey scale, which the truth sets, or where it is not known the first row. It
-draws with matplotlib's file backend and knows nothing of files or networks.
+All rows show the same place on the same grey scale, which the truth sets, or where it is not known the row whose XZ
+slice is the brightest. It draws with matplotlib's file backend and knows nothing of files or networks.
 
 >>> import numpy as np
 >>> volume = np.zeros((4, 20, 30), np.float32)
@@ -30,11 +30,13 @@ INK, SOFT = "#1c2530", "#5b6775"
 WIDEST = 3.0
 """A slice is shown at most this many times wider than it is deep, or `LEAST_PX` wide."""
 LEAST_PX = 96
-ROW_IN = (0.9, 2.4)
+ROW_IN = (0.9, 1.9)
 """Least and greatest height of a row in inches; the names need the least."""
 WIDTH_IN = 10.0
 """Width of the slices together."""
 NAMES_IN = 1.65
+BRIGHT = 99.5
+"""Percentile of a slice that is shown white."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str, voxel_um: float) ->
     Parameters
     ----------
     panels
-        The rows from the top; one named ``truth`` sets the grey scale, else the first.
+        The rows from the top; one named ``truth`` sets the grey scale, else the brightest.
     path
         The PNG to write.
     title
@@ -99,14 +101,15 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str, voxel_um: float) ->
     except ImportError as error:
         raise MissingPackageError("matplotlib", extra="train") from error
 
-    ruling = next((p for p in panels if p.name == "truth"), panels[0])
+    brightest = max(panels, key=lambda p: float(np.percentile(p.xz, BRIGHT)))
+    ruling = next((p for p in panels if p.name == "truth"), brightest)
     shown = np.concatenate([ruling.xz.ravel(), ruling.yz.ravel()])
-    low, high = (float(v) for v in np.percentile(shown, (1, 99.7)))
+    low, high = (float(v) for v in np.percentile(shown, (1, BRIGHT)))
     errors = [p.error for p in panels if p.error is not None]
     widths = [ruling.xz.shape[1], ruling.yz.shape[1], *([ruling.xz.shape[1]] if errors else [])]
     row_in = min(max(WIDTH_IN * ruling.xz.shape[0] / sum(widths), ROW_IN[0]), ROW_IN[1])
     slices_in = min(WIDTH_IN, row_in * sum(widths) / ruling.xz.shape[0])
-    above_in, below_in, gap_in = 0.85, 0.3, 0.07
+    above_in, below_in, gap_in = 0.65, 0.3, 0.07
     size_in = (NAMES_IN + slices_in + 0.15, above_in + len(panels) * (row_in + gap_in) + below_in)
     figure = Figure(figsize=size_in, dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
@@ -139,14 +142,15 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str, voxel_um: float) ->
                 each.set_visible(False)
         _name(axes[0], panel, row_in)
         if row == 0:
-            heads = ("XZ slice", "YZ slice", "XZ minus truth: red too bright, blue too dark")
+            heads = ("XZ slice", "YZ slice", "XZ slice less truth")
             for each, head in zip(axes, heads, strict=False):
                 each.set_title(head, color=SOFT, fontsize=9, loc="left", pad=4)
     _scale_bar(figure.axes[(len(panels) - 1) * len(widths)], ruling.xz.shape, voxel_um)
+    below = "Z runs downwards; the same place and the same grey scale in every row"
     figure.text(
         NAMES_IN / size_in[0],
         0.13 / size_in[1],
-        "Z runs downwards; the same place and the same grey scale in every row",
+        f"{below}, brightness fitted to the truth; red: too bright, blue: too dark" if errors else below,
         color=SOFT,
         fontsize=8,
         va="center",

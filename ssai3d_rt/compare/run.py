@@ -202,5 +202,7 @@ def _panel(name: str, figures: Figures, volume: Float, truth: Float | None, plac
         lines.append(f"isotropy {figures.isotropy:.2f}")
     if truth is None:
         lines.append(f"residual {100 * figures.residual:.1f} %")
-    error = None if truth is None else place.xz(fitted_to(volume, truth) - truth)
-    return Panel(name, tuple(lines), place.xz(volume), place.yz(volume), error)
+        return Panel(name, tuple(lines), place.xz(volume), place.yz(volume))
+    # A truth may be on another scale of intensities: shown is what is measured.
+    fitted = fitted_to(volume, truth)
+    return Panel(name, tuple(lines), place.xz(fitted), place.yz(fitted), place.xz(fitted - truth))
