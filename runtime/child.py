@@ -41,13 +41,15 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 class Part:
     """One file of a result, under a temporary name, and how to read it back and check it (raises where it is wrong).
 
-    `label` tells the positions of one source apart (an only one has none), `suffix` what is in the file.
+    `label` tells the positions of one source apart (an only one has none), `suffix` what is in the file, `warnings`
+    what a user must know before believing it.
     """
 
     temporary: Path
     check: Callable[[Path], object]
     label: str = ""
     suffix: str = RESULT_SUFFIX
+    warnings: tuple[str, ...] = ()
 
 
 class Restorer(Protocol):
@@ -141,6 +143,7 @@ class Restored:
     """Message: the temporary files are whole, checked and on the disk; by label and suffix."""
 
     parts: dict[tuple[str, str], Sealed]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,9 @@ def _answer(restorer: Restorer, command: Hash | Restore, outbound: IO[bytes]) ->
         if isinstance(command, Hash):
             return _hash(command)
         parts = restorer.restore(command, progress)
-        return Restored({(part.label, part.suffix): seal(part.temporary, part.check) for part in parts})
+        warnings = dict.fromkeys(sentence for part in parts for sentence in part.warnings)
+        sealed = {(part.label, part.suffix): seal(part.temporary, part.check) for part in parts}
+        return Restored(sealed, tuple(warnings))
     except IncompleteError as error:
         return Failed(Kind.INCOMPLETE, _words(error))
     except InputError as error:

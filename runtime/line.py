@@ -162,7 +162,7 @@ class Line:
         elif isinstance(message, Hashed):
             self._hashed(self._work, message.content)
         elif isinstance(message, Restored):
-            self._restored(self._work, message.parts, now)
+            self._restored(self._work, message, now)
         elif isinstance(message, Ended):
             self._failed(self._work, Kind.WORKER, message.reason, now)
         elif isinstance(message, Failed):
@@ -203,7 +203,7 @@ class Line:
     def _done_before(self, entry: Entry, content: str, results: tuple[Result, ...], reason: str) -> None:
         self._book.move(entry, State.DONE, content=content, results=results, reason=reason)
 
-    def _restored(self, work: _Work, parts: dict[tuple[str, str], Sealed], now: float) -> None:
+    def _restored(self, work: _Work, made: Restored, now: float) -> None:
         entry = self._book.rows[work.path]
         found = candidate(work.path)
         if found is not None and found != entry.identity:
@@ -212,9 +212,9 @@ class Line:
             self._intake.wait_again(entry, "it changed while it was read")
             return
         try:
-            results = tuple(self._result(entry, work.folder, *name, sealed) for name, sealed in parts.items())
+            results = tuple(self._result(entry, work.folder, *name, sealed) for name, sealed in made.parts.items())
             entry = self._book.move(entry, State.PUBLISHING, results=results)
-            for result, sealed in zip(results, parts.values(), strict=True):
+            for result, sealed in zip(results, made.parts.values(), strict=True):
                 place(sealed, result.path)
         except LedgerError:
             raise
@@ -226,7 +226,8 @@ class Line:
             self._book.ledger.note("paused", "")
         self._refusals = 0
         self._not_before.pop(work.path, None)
-        self._book.move(entry, State.DONE, seconds=time.monotonic() - work.began)
+        reason = "; ".join(f"warning: {sentence}" for sentence in made.warnings)
+        self._book.move(entry, State.DONE, seconds=time.monotonic() - work.began, reason=reason)
 
     def _result(self, entry: Entry, folder: Path, label: str, suffix: str, sealed: Sealed) -> Result:
         path = folder / result_name(entry.path.name, label=label, suffix=suffix)

@@ -21,7 +21,7 @@ from ssai3d_rt.runtime.publish import require_space, temporary_name
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ssai3d_rt.export.bundle import Bundle
+    from ssai3d_rt.export.bundle import AdaptationEntry, Bundle
     from ssai3d_rt.imaging.read import Acquisition
     from ssai3d_rt.progress import Progress
     from ssai3d_rt.runtime.backends.runner import Runner
@@ -67,7 +67,7 @@ class BundleRecipe:
             )
         settings = self.settings
         runner = open_runner(bundle, settings.backend, threads=settings.threads, allow_cpu=settings.allow_cpu)
-        return BundleRestorer(self, runner)
+        return BundleRestorer(self, runner, bundle.manifest.adaptation)
 
     def made(self, result: Path, content: str) -> bool:
         """Whether the provenance of a result names this recipe and that content."""
@@ -94,11 +94,13 @@ class BundleRestorer:
         Where it comes from.
     runner
         The backend, with the bundle loaded.
+    adaptation
+        What the bundle was adapted to.
     """
 
-    def __init__(self, recipe: BundleRecipe, runner: Runner) -> None:
+    def __init__(self, recipe: BundleRecipe, runner: Runner, adaptation: AdaptationEntry) -> None:
         self.name = runner.name
-        self._recipe, self._runner = recipe, runner
+        self._recipe, self._runner, self._adaptation = recipe, runner, adaptation
 
     def restore(self, order: Restore, progress: Progress) -> list[Part]:
         """Restore all stacks of a file."""
@@ -133,14 +135,23 @@ class BundleRestorer:
         progress: Progress,
     ) -> list[Part]:
         from ssai3d_rt.imaging.write import verify_ome_tiff
+        from ssai3d_rt.runtime.caution import summed_up
         from ssai3d_rt.runtime.restore import TRUST_SUFFIX, restore_position
 
         file = temporary_name(folder)
         doubts = temporary_name(folder) if self._recipe.settings.trust else None
         done = restore_position(
-            acquisition, position, file, self._runner, trust_path=doubts, notes=notes, progress=progress
+            acquisition,
+            position,
+            file,
+            self._runner,
+            trust_path=doubts,
+            adaptation=self._adaptation,
+            notes=notes,
+            progress=progress,
         )
-        parts = [Part(file, partial(verify_ome_tiff, expected=done.written), label)]
+        warnings = tuple(summed_up([report["warnings"] for report in done.reports]))
+        parts = [Part(file, partial(verify_ome_tiff, expected=done.written), label, warnings=warnings)]
         if doubts is not None and done.trust is not None:
             parts.append(Part(doubts, partial(verify_ome_tiff, expected=done.trust), label, TRUST_SUFFIX))
         return parts

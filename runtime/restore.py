@@ -23,7 +23,7 @@ import numpy as np
 from ssai3d_rt.errors import InputError, StorageError
 from ssai3d_rt.export.bundle import Bundle
 from ssai3d_rt.imaging.axial import restore_array
-from ssai3d_rt.imaging.limits import limits, require_restorable
+from ssai3d_rt.imaging.limits import require_restorable
 from ssai3d_rt.imaging.normalise import Normalisation
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.imaging.read import Acquisition, StackKey, open_acquisition
@@ -32,12 +32,14 @@ from ssai3d_rt.imaging.write import Written, verify_ome_tiff, write_ome_tiff
 from ssai3d_rt.progress import Progress, silent
 from ssai3d_rt.runtime.backends import open_runner
 from ssai3d_rt.runtime.backends.reference import open_base
+from ssai3d_rt.runtime.caution import summed_up, warnings_of
 from ssai3d_rt.runtime.publish import RESULT_SUFFIX, discard, make_folder, place, result_name, seal, temporary_name
-from ssai3d_rt.runtime.trust import trust_map
+from ssai3d_rt.runtime.trust import doubt_warning, doubtful_share, trust_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from ssai3d_rt.export.bundle import AdaptationEntry
     from ssai3d_rt.runtime.backends import Runner
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class Restored:
     report
         What was done: shapes, voxel sizes, normalisation, backend, bundle, seconds, warnings; plain JSON values.
     trust
-        ``(Z, Y, X)`` float32, fractions of the intensity range (see `trust`), where it was asked for.
+        ``(Z, Y, X)`` float32, likely error as a fraction of the intensity range (see `trust`), where it was asked for.
     """
 
     stack: Stack
@@ -74,7 +76,14 @@ class RestoredPosition:
     trust: Written | None = None
 
 
-def restore(stack: Stack, how: Bundle | Runner, *, trust: bool = False, progress: Progress = silent) -> Restored:
+def restore(
+    stack: Stack,
+    how: Bundle | Runner,
+    *,
+    trust: bool = False,
+    warnings: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> Restored:
     """Restore one stack.
 
     Parameters
@@ -85,6 +94,8 @@ def restore(stack: Stack, how: Bundle | Runner, *, trust: bool = False, progress
         An opened bundle (a backend is then chosen for this call), or a runner, which stays open.
     trust
         Also measure where not to believe the result.
+    warnings
+        What `warnings_of` said of the stack, where that was asked before; None asks it here.
     progress
         Told the tiles done.
 
@@ -96,8 +107,9 @@ def restore(stack: Stack, how: Bundle | Runner, *, trust: bool = False, progress
         No backend can run the bundle here, or it failed.
     """
     if isinstance(how, Bundle):
+        told = warnings_of(stack, how.manifest.adaptation) if warnings is None else warnings
         with contextlib.closing(open_runner(how)) as runner:
-            return restore(stack, runner, trust=trust, progress=progress)
+            return restore(stack, runner, trust=trust, warnings=told, progress=progress)
     require_restorable(stack)
     start = time.monotonic()
     result = restore_array(
@@ -134,10 +146,13 @@ def restore(stack: Stack, how: Bundle | Runner, *, trust: bool = False, progress
         "tile": how.tile,
         "overlap": OVERLAP_PX,
         "seconds": round(time.monotonic() - start, 3),
-        "warnings": limits(stack),
+        "warnings": warnings_of(stack) if warnings is None else list(warnings),
     }
     if doubt is not None:
+        share = doubtful_share(doubt.data, stack, restored.data, result.normalisation)
         report["mean_doubt"] = float(doubt.data.mean(dtype=np.float64))
+        report["doubtful"] = round(share, 4)
+        report["warnings"] += [sentence] if (sentence := doubt_warning(share)) else []
     return Restored(restored, report, doubt)
 
 
@@ -148,6 +163,7 @@ def restore_position(
     runner: Runner,
     *,
     trust_path: Path | None = None,
+    adaptation: AdaptationEntry | None = None,
     notes: Mapping[str, Any] | None = None,
     progress: Progress = silent,
 ) -> RestoredPosition:
@@ -169,6 +185,8 @@ def restore_position(
         Stays open.
     trust_path
         A second new file, for the trust maps.
+    adaptation
+        What the runner's bundle was adapted to: stacks of another kind are restored with a warning.
     notes
         More provenance; goes before what is noted anyway under the same name.
     progress
@@ -183,7 +201,8 @@ def restore_position(
     times = len({key.time for key in keys})
     channels = [key.channel_name for key in keys if key.time == keys[0].time]
     kept = acquisition.read(keys[0]) if len(keys) == 1 else None
-    examined = [_examined(kept or acquisition.read(key), key) for key in keys]
+    examined = [_examined(kept or acquisition.read(key), key, adaptation) for key in keys]
+    _warn(acquisition, [note.get("warnings", []) for note in examined])
     provenance = _provenance(acquisition, runner, examined) | dict(notes or {})
     reports: list[dict[str, Any]] = []
 
@@ -193,7 +212,11 @@ def restore_position(
             for number, key in enumerate(keys):
                 raw = kept or acquisition.read(key)
                 done = restore(
-                    raw, runner, trust=trust_path is not None, progress=_labelled(progress, number, len(keys))
+                    raw,
+                    runner,
+                    trust=trust_path is not None,
+                    warnings=examined[number].get("warnings", []),
+                    progress=_labelled(progress, number, len(keys)),
                 )
                 del raw
                 reports.append(done.report)
@@ -210,7 +233,9 @@ def restore_position(
         written = write_ome_tiff(path, stacks(), provenance, times=times, channels=channels)
         if trust_path is None:
             return RestoredPosition(written, reports)
-        meaning = {"trust": "0: nothing speaks against a voxel; 0.1: a tenth of the intensity range does"}
+        sentences = [doubt_warning(report["doubtful"]) for report in reports]
+        _warn(acquisition, [[sentence] if sentence else [] for sentence in sentences])
+        meaning = {"trust": "likely absolute error of a voxel, as a fraction of the intensity range"}
         doubt = write_ome_tiff(trust_path, doubts(written), provenance | meaning, times=times, channels=channels)
         return RestoredPosition(written, reports, doubt)
 
@@ -252,7 +277,7 @@ def restore_file(
     -------
     One report per stack, with the result's path under ``result`` (and ``trust``).
     """
-    with open_acquisition(path, voxel_z, voxel_xy) as acquisition, _runner(bundle, backend) as runner:
+    with open_acquisition(path, voxel_z, voxel_xy) as acquisition, _opened(bundle, backend) as opened:
         positions = list(dict.fromkeys(key.position for key in acquisition.keys))
         names = _result_paths(Path(out), acquisition, positions)
         for result in names.values():
@@ -260,12 +285,17 @@ def restore_file(
                 raise StorageError(f"{shown(result)} exists already; give another name or move it away")
         reports = []
         for position in positions:
-            reports += _published(acquisition, position, names[position], runner, trust, progress)
+            reports += _published(acquisition, position, names[position], opened, trust, progress)
         return reports
 
 
 def _published(
-    acquisition: Acquisition, position: int, result: Path, runner: Runner, trust: bool, progress: Progress
+    acquisition: Acquisition,
+    position: int,
+    result: Path,
+    opened: tuple[Runner, AdaptationEntry | None],
+    trust: bool,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     make_folder(result.parent)
     temporary, temporary_trust = temporary_name(result.parent), temporary_name(result.parent)
@@ -275,8 +305,9 @@ def _published(
             acquisition,
             position,
             temporary,
-            runner,
+            opened[0],
             trust_path=temporary_trust if trust else None,
+            adaptation=opened[1],
             progress=progress,
         )
         if done.trust is not None:
@@ -291,16 +322,21 @@ def _published(
 
 
 @contextlib.contextmanager
-def _runner(bundle: str | Path | Bundle | Runner | None, backend: str) -> Iterator[Runner]:
+def _opened(
+    bundle: str | Path | Bundle | Runner | None, backend: str
+) -> Iterator[tuple[Runner, AdaptationEntry | None]]:
+    """Give a runner, and what its bundle was adapted to where there is one."""
     if bundle is not None and not isinstance(bundle, str | os.PathLike | Bundle):
-        yield bundle
+        yield bundle, None
         return
     if bundle is None:
         runner: Runner = open_base()
+        adaptation = None
     else:
-        runner = open_runner(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), backend)
+        of = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        runner, adaptation = open_runner(of, backend), of.manifest.adaptation
     with contextlib.closing(runner):
-        yield runner
+        yield runner, adaptation
 
 
 def _whole_keys(acquisition: Acquisition, position: int) -> list[StackKey]:
@@ -322,15 +358,18 @@ def _whole_keys(acquisition: Acquisition, position: int) -> list[StackKey]:
     return whole
 
 
-def _examined(stack: Stack, key: StackKey) -> dict[str, Any]:
+def _examined(stack: Stack, key: StackKey, adaptation: AdaptationEntry | None) -> dict[str, Any]:
     """Refuse what cannot be restored; note the normalisation that the restoration will use, and warnings."""
     require_restorable(stack)
     scale = Normalisation.of(stack.data)
     note: dict[str, Any] = {"time": key.time, "channel": key.channel, "offset": scale.offset, "scale": scale.scale}
-    warnings = limits(stack)
-    for warning in warnings:
-        logger.warning("%s: %s", shown(stack.source or ""), warning)
+    warnings = warnings_of(stack, adaptation)
     return note | ({"warnings": warnings} if warnings else {})
+
+
+def _warn(acquisition: Acquisition, warnings: list[list[str]]) -> None:
+    for sentence in summed_up(warnings):
+        logger.warning("%s: %s", shown(acquisition.path), sentence)
 
 
 def _provenance(acquisition: Acquisition, runner: Runner, notes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""The trust map: where not to believe a restored stack.
+"""The trust map: how far a restored stack is probably off, voxel by voxel, without knowing the truth.
 
-Two signs of invented detail are added up, both as a fraction of the stack's intensity range: where the views along X
-and along Y disagree, and where the restored volume, blurred along Z again, does not explain the raw planes. Zero means
-that nothing speaks against the voxel; 0.1 means a tenth of the range. How much blur there was is fitted, as no profile
-of the microscope is needed for a restoration. It does not know networks.
+Signs of a wrong restoration are added up: where the views along X and along Y disagree, where the restored volume,
+blurred along Z again, does not explain the raw planes, where the network changed much, where the result is steep along
+Z, and where it is noisy. Their weights (`WEIGHTS`) are fixed; ``benchmarks/trust.py --fit`` finds them on simulated
+stacks, so that the map is the absolute error to expect as a fraction of the stack's intensity range: 0.1 means that a
+tenth of the range is the likely error. How much blur there was is fitted, as no profile of the microscope is needed for
+a restoration. It does not know networks.
 
 >>> import numpy as np
 >>> from ssai3d_rt.imaging.stack import Stack
@@ -18,16 +20,36 @@ True
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
+from ssai3d_rt.imaging.axial import resample_z
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ssai3d_rt.imaging.normalise import Normalisation
     from ssai3d_rt.imaging.stack import Stack
 
 Float = npt.NDArray[np.float32]
+
+WEIGHTS = {
+    "disagreement": 1.0,
+    "unexplained": 1.0,
+    "change": 0.0,
+    "slope": 0.0,
+    "noise": 0.0,
+    "level": 0.0,
+    "floor": 0.0,
+}
+"""What each sign counts; found by ``benchmarks/trust.py --fit``."""
+
+SMOOTH_PX = 0.7
+"""Standard deviation of the average along all axes that steadies the map."""
 
 BLURS_PX = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.7, 8.0)
 """Gaussian standard deviations in isotropic pixels that are tried."""
@@ -35,11 +57,18 @@ BLURS_PX = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.7, 8.0)
 NOISE_PX = 1.5
 """Standard deviation of the lateral average that keeps the raw stack's noise out of the map."""
 
+DOUBTFUL_ERROR = 0.15
+"""A voxel is doubtful where the map is above this fraction of the intensity range."""
+VISIBLE = 0.1
+"""Only voxels above this fraction of the range, raw or restored, count: empty background is never in doubt."""
+MUCH_DOUBT = 0.4
+"""Share of doubtful voxels among the visible ones that deserves a warning."""
+
 _FITTED_COLUMNS = 20_000
 
 
 def trust_map(raw: Stack, restored: Float, disagreement: Float, scale: Normalisation) -> Float:
-    """Measure where a restored stack should not be believed.
+    """Predict the absolute error of a restored stack.
 
     Parameters
     ----------
@@ -56,9 +85,70 @@ def trust_map(raw: Stack, restored: Float, disagreement: Float, scale: Normalisa
     -------
     ``(Zi, Y, X)`` float32, not negative, in fractions of the normalised range.
     """
-    doubt = unexplained(scale.apply(raw.data), scale.apply(restored), raw.anisotropy)
-    doubt += disagreement / np.float32(scale.scale)
-    return doubt
+    doubt = np.zeros(restored.shape, np.float32)
+    for name, sign in signs(raw, restored, disagreement, scale):
+        if WEIGHTS[name]:
+            sign *= np.float32(WEIGHTS[name])
+            doubt += sign
+    return smoothed(doubt, (0, 1, 2), SMOOTH_PX)
+
+
+def signs(raw: Stack, restored: Float, disagreement: Float, scale: Normalisation) -> Iterator[tuple[str, Float]]:
+    """Yield each sign of an error, one after the other, so that they need not all be in memory.
+
+    Parameters
+    ----------
+    raw, restored, disagreement, scale
+        See `trust_map`.
+
+    Yields
+    ------
+    Name, as in `WEIGHTS`, and ``(Zi, Y, X)`` float32, not negative, in fractions of the normalised range; a new array.
+    """
+    planes = scale.apply(raw.data)
+    volume = scale.apply(restored)
+    yield "disagreement", disagreement * np.float32(1 / scale.scale)
+    yield "unexplained", unexplained(planes, volume, raw.anisotropy)
+    change = resample_z(planes, raw.anisotropy)
+    change -= volume
+    yield "change", np.abs(change, out=change)
+    del change
+    slope = np.gradient(volume, axis=0) if volume.shape[0] > 1 else np.zeros_like(volume)
+    yield "slope", np.abs(slope, out=slope)
+    del slope
+    level = np.maximum(volume, np.float32(0))
+    noise = measure_noise(raw.data, measure_intensity(raw.data))
+    dark = noise.read**2 + noise.gain * max(scale.offset - noise.background, 0.0)
+    yield "noise", np.sqrt(level * np.float32(noise.gain / scale.scale) + np.float32(dark / scale.scale**2))
+    yield "level", level
+    yield "floor", np.ones(restored.shape, np.float32)
+
+
+def doubtful_share(trust: Float, raw: Stack, restored: Float, scale: Normalisation) -> float:
+    """Return the share of doubtful voxels among the visible ones, 0 to 1; 0 where nothing is visible.
+
+    Parameters
+    ----------
+    trust
+        ``(Zi, Y, X)`` from `trust_map`.
+    raw, restored, scale
+        See `trust_map`.
+    """
+    shown = resample_z(scale.apply(raw.data), raw.anisotropy)
+    np.maximum(shown, scale.apply(restored), out=shown)
+    visible = shown > VISIBLE
+    count = int(np.count_nonzero(visible))
+    return float(np.count_nonzero(visible & (trust > DOUBTFUL_ERROR))) / count if count else 0.0
+
+
+def doubt_warning(share: float) -> str | None:
+    """Return the sentence for a stack of which a large share is doubtful, else None."""
+    if share <= MUCH_DOUBT:
+        return None
+    return (
+        f"{share:.0%} of what is visible is doubtful (likely error above {DOUBTFUL_ERROR:.0%} of the intensity range): "
+        "look at the trust map, and compare with the raw stack before you draw conclusions"
+    )
 
 
 def unexplained(raw: Float, restored: Float, anisotropy: float) -> Float:
@@ -79,9 +169,10 @@ def unexplained(raw: Float, restored: Float, anisotropy: float) -> Float:
     """
     planes = raw.shape[0]
     std_px = fitted_blur_px(raw, restored, anisotropy)
-    expected = blurred_planes(restored, planes, anisotropy, std_px)
-    kernel = _gaussian(NOISE_PX)
-    difference = np.stack([np.abs(_smoothed(plane, kernel)) for plane in raw - expected])
+    difference = blurred_planes(restored, planes, anisotropy, std_px)
+    np.subtract(raw, difference, out=difference)
+    difference = smoothed(difference, (1, 2), NOISE_PX)
+    np.abs(difference, out=difference)
     between = _linear_matrix(planes, restored.shape[0], anisotropy)
     result: Float = (between @ difference.reshape(planes, -1)).reshape(restored.shape)
     return result
@@ -107,6 +198,19 @@ def blurred_planes(volume: Float, planes: int, anisotropy: float, std_px: float)
     return result
 
 
+def smoothed(volume: Float, axes: tuple[int, ...], std_px: float) -> Float:
+    """Average with a Gaussian along some axes, the ends repeated; one copy more than the input at a time."""
+    kernel = _gaussian(std_px)
+    reach = len(kernel) // 2
+    for axis in axes:
+        padding = [(reach, reach) if a == axis else (0, 0) for a in range(volume.ndim)]
+        padded = np.pad(volume, padding, mode="edge")
+        volume = np.zeros_like(volume)
+        for shift, weight in enumerate(kernel):
+            volume += weight * padded[(slice(None),) * axis + (slice(shift, shift + volume.shape[axis]),)]
+    return volume
+
+
 def _blur_matrix(planes: int, depth: int, anisotropy: float, std_px: float) -> Float:
     """``(planes, depth)`` Gaussian weights around each plane; rows sum to 1, so the ends are not darkened."""
     distance = np.arange(depth)[None] - np.arange(planes)[:, None] * anisotropy
@@ -123,16 +227,7 @@ def _linear_matrix(planes: int, depth: int, anisotropy: float) -> Float:
 
 
 def _gaussian(std_px: float) -> Float:
-    reach = int(np.ceil(3 * std_px))
+    reach = math.ceil(3 * std_px)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / std_px) ** 2)
     kernel: Float = (weights / weights.sum()).astype(np.float32)
     return kernel
-
-
-def _smoothed(plane: Float, kernel: Float) -> Float:
-    """Convolve a ``(Y, X)`` plane with a kernel along both axes, its borders repeated."""
-    reach = len(kernel) // 2
-    for _ in range(2):
-        padded = np.pad(plane, ((reach, reach), (0, 0)), mode="edge")
-        plane = sum((w * padded[at : at + len(plane)] for at, w in enumerate(kernel)), np.zeros_like(plane)).T
-    return plane

@@ -22,7 +22,7 @@ def restore(
         typer.Option(metavar="NAME.ssai3d", help="Without it the base network as it ships, run by PyTorch."),
     ] = None,
     backend: Backend = None,
-    trust: Annotated[bool, typer.Option("--trust", help="Also write where not to believe the result.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Also write the likely error of each voxel.")] = False,
     voxel_z: VoxelZ = None,
     voxel_xy: VoxelXY = None,
     as_json: Json = False,
@@ -55,7 +55,9 @@ def restore(
             f"{result}: {len(of_it)} {'stack' if len(of_it) == 1 else 'stacks'} of {of_it[0]['restored_shape']}, "
             f"voxel {z_um:.4g} x {y_um:.4g} um, {seconds:.1f} s with {of_it[0]['backend']}"
         )
-        lines += [f"trust map: {of_it[0]['trust']}"] if trust else []
+        if trust:
+            doubtful = max(report["doubtful"] for report in of_it)
+            lines.append(f"trust map: {of_it[0]['trust']}; {doubtful:.0%} of what is visible is doubtful")
     console.emit({"stacks": reports}, as_json=as_json, lines=lines)
 
 
@@ -139,5 +141,7 @@ def status(
         lines.append(f"paused: {found['paused']}")
     lines += [f"working  {entry['path']}" for entry in found["working"]]
     lines += [f"failed   {entry['path']}: {entry['reason']}" for entry in found["failed"]]
-    lines += [f"done     {entry['path']} -> {', '.join(entry['results'])}" for entry in found["done"]]
+    for entry in found["done"]:
+        lines.append(f"done     {entry['path']} -> {', '.join(entry['results'])}")
+        lines += [f"         {entry['reason']}"] if entry["reason"] else []
     console.emit(found, as_json=as_json, lines=lines)
