@@ -90,7 +90,7 @@ def mismatch(results: Results) -> dict[str, Any]:
     ``fall_db`` is the best level less the worst; ``loss_to_own_db`` the most that a method loses against itself when it
     is fitted to each stack (and CARE told each stack's blur).
     """
-    levels = [f"flat strands, std {px} px" for px in MISMATCH_PX]
+    levels = [f"flat strands: std {px} px" for px in MISMATCH_PX]
     falls: dict[str, Any] = {}
     for method in results.methods("mismatch"):
         means = [results.spread("psnr_db", MISMATCH, method, level).mean for level in levels]

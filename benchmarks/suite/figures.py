@@ -34,8 +34,8 @@ def blur_figure(results: Results, path: Path) -> bool:
     drawn = {}
     for method, (colour, marker) in LOOKS.items():
         style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.3}
-        own = {px: results.spread("psnr_db", f"flat strands, std {px} px", method) for px in BLUR_PX}
-        once = {px: results.spread("psnr_db", MISMATCH, method, f"flat strands, std {px} px") for px in MISMATCH_PX}
+        own = {px: results.spread("psnr_db", f"flat strands: std {px} px", method) for px in BLUR_PX}
+        once = {px: results.spread("psnr_db", MISMATCH, method, f"flat strands: std {px} px") for px in MISMATCH_PX}
         for axis, points in zip(axes, (own, once), strict=True):
             there = {px: s.mean for px, s in points.items() if s.count}
             if there:

@@ -51,16 +51,14 @@ class Job:
     def cost_s(self) -> float:
         """Seconds on one core, about: measured on an AMD EPYC."""
         voxels = self.row.case.side**3
-        restoring = 0.0 if self.method in ("raw", "richardson-lucy") else 5e-6 * voxels
-        total = 2.0 + len(self.row.restored) * (restoring + 1.5e-6 * voxels)
-        if self.method in ("raw", "base"):
+        restoring = {"raw": 0.0, "richardson-lucy": 2.5e-6}.get(self.method, 4e-6) * voxels
+        total = 0.7 + 5e-7 * voxels + len(self.row.restored) * (restoring + 1.5e-6 * voxels)
+        if self.method in ("raw", "richardson-lucy", "base"):
             return total
-        if self.method == "richardson-lucy":
-            return total + 8e-6 * voxels
-        step_s = {"self-net": 0.5, "care": 0.2, "full": 0.2, "sparse:all": 0.2}.get(self.method, 0.15)
-        crops = ((self.crop or 96) / 64) ** 2
-        shipped = 6e-6 * voxels + 4 if self.method.startswith("ssai3d") else 0.0
-        return total + self.row.iterations * step_s * crops + shipped
+        step_s = {"self-net": 0.8, "care": 0.2, "full": 0.2, "sparse:all": 0.2}.get(self.method, 0.13)
+        crops = 1.0 if self.method == "self-net" else ((self.crop or 96) / 64) ** 2
+        shipped = 4e-6 * voxels + 6 if self.method.startswith("ssai3d") else 0.0
+        return total + 1 + self.row.iterations * step_s * crops + shipped
 
 
 def run(job: Job) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from suite.rows import DISSIMILAR, KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+MISMATCH_METHODS = ("care", "article", "ssai3d")
 BEAD_METHODS = ("care", "base", "article", "ssai3d")
 
 
@@ -41,7 +42,8 @@ def _shipped(shipped: dict[str, Any]) -> list[str]:
 
 def _sparse(sparse: dict[str, Any]) -> list[str]:
     lines = [
-        f"Few layers (`{mode}`) at least as good as all layers where lateral and axial structure differ: {_yes(holds)} "
+        f"Few layers (`{mode}`{', the best here' if mode != 'article' else ''}) at least as good as all layers where "
+        f"lateral and axial structure differ: {_yes(holds)} "
         f"({_gains(sparse['sparse_minus_full_db'][mode], DISSIMILAR)} dB)."
         for mode, holds in sparse["at_least_full"].items()
         if holds is not None
@@ -77,7 +79,7 @@ def _mismatch(mismatch: dict[str, Any]) -> list[str]:
     ] + [
         f"`{method}`, fitted at 5 px and not to each stack, loses at most {found['loss_to_own_db']:.2f} dB."
         for method, found in mismatch.items()
-        if found.get("loss_to_own_db") is not None
+        if method in MISMATCH_METHODS and found["loss_to_own_db"] is not None
     ]
 
 

@@ -6,7 +6,7 @@ it only shows that everything works.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ssai3d_rt.imaging.optics import Objective
 from suite.cases import RESOLUTION_200_700_NM, Case, gaussian
@@ -20,7 +20,8 @@ TOLD_PX = 5
 """Blur of the stack that the networks of the mismatch rows are trained on."""
 MISMATCH_PX = (3, 4, 5, 6, 7)
 PHOTONS = (500, 100, 25)
-SPARSE = ("sparse:surgeon", "sparse:first-last", "sparse:depthwise")
+SPARSE = ("sparse:surgeon", "sparse:first-last")
+MORE_SPARSE = (*SPARSE, "sparse:depthwise", "sparse:fisher", "sparse:synflow", "sparse:magnitude", "sparse:random")
 PLAIN = ("raw", "richardson-lucy", "care", "self-net", "base", "full", "article")
 FEW = ("raw", "richardson-lucy", "care", "base", "article", "ssai3d")
 DENOISED = ("ssai3d[denoise=off]", "ssai3d[denoise=auto]")
@@ -78,6 +79,8 @@ class Size:
         Side of the training crops in px, for all methods whose crops can be set; None for each method's own.
     main, few_methods
         Methods of the main rows, and of the others.
+    once
+        Methods too slow for more than one seed.
     """
 
     name: str
@@ -85,15 +88,28 @@ class Size:
     small: int = 64
     seeds: int = 3
     few: int = 1
-    iterations: int = 80
-    less: int = 60
+    iterations: int = 70
+    less: int = 50
     crop: int | None = 64
     main: tuple[str, ...] = (*PLAIN, *SPARSE, "ssai3d")
-    few_methods: tuple[str, ...] = field(default=FEW)
+    few_methods: tuple[str, ...] = FEW
+    once: tuple[str, ...] = ("self-net",)
 
 
 QUICK = Size("quick")
-FULL = Size("full", side=128, small=96, seeds=5, few=3, iterations=600, less=400, crop=None, few_methods=(*FEW, "full"))
+FULL = Size(
+    "full",
+    side=128,
+    small=96,
+    seeds=5,
+    few=3,
+    iterations=600,
+    less=400,
+    crop=None,
+    main=(*PLAIN, *MORE_SPARSE, "ssai3d"),
+    few_methods=(*FEW, "full"),
+    once=(),
+)
 SMOKE = Size(
     "smoke", side=32, small=32, seeds=1, iterations=1, less=1, main=("raw", "base"), few_methods=("raw", "base")
 )
@@ -102,25 +118,28 @@ SMOKE = Size(
 def rows(size: Size) -> tuple[Row, ...]:
     """Return all rows of one size, the main ones first."""
     made = [Row(kind, "kinds", Case(kind, size.side), size.main, size.seeds, size.iterations) for kind in KINDS]
-    beads = {"beads, 200 x 700 nm": RESOLUTION_200_700_NM, "beads, std 4 px": gaussian(4.0)}
     some = tuple(m for m in size.main if not m.startswith("sparse:"))
+    beads = {
+        "beads: 200 x 700 nm": (RESOLUTION_200_700_NM, some),
+        "beads: std 4 px": (gaussian(4.0), size.few_methods),
+    }
     made += [
-        Row(name, "beads", Case("beads", size.side, (psf,)), some, size.few, size.iterations)
-        for name, psf in beads.items()
+        Row(name, "beads", Case("beads", size.side, (psf,)), methods, size.few, size.iterations)
+        for name, (psf, methods) in beads.items()
     ]
     learned = tuple(m for m in size.few_methods if m != "richardson-lucy")
-    tests = tuple((f"flat strands, std {px} px", _flat(size, px)) for px in MISMATCH_PX)
+    tests = tuple((f"flat strands: std {px} px", _flat(size, px)) for px in MISMATCH_PX)
     made.append(Row("mismatch", "mismatch", _flat(size, TOLD_PX), learned, size.few + 1, size.less, tests))
     made += [
-        Row(f"flat strands, std {px} px", "blur", _flat(size, px), size.few_methods, size.few, size.less)
+        Row(f"flat strands: std {px} px", "blur", _flat(size, px), size.few_methods, size.few, size.less)
         for px in BLUR_PX
     ]
     made += [Row(name, "optics", case, size.few_methods, size.few, size.less) for name, case in _optics(size.small)]
     by_noise = {"clean": None} | {f"{photons} photons": photons for photons in PHOTONS}
-    noisy = tuple(m for m in size.few_methods if m not in ("richardson-lucy", "ssai3d"))
+    noisy = tuple(m for m in size.few_methods if m not in ("richardson-lucy", "care", "ssai3d"))
     noisy += () if size is SMOKE else DENOISED
     made += [
-        Row(f"{kind}, {name}", "noise", Case(kind, size.small, photons=photons), noisy, size.few, size.less)
+        Row(f"{kind}: {name}", "noise", Case(kind, size.small, photons=photons), noisy, size.few, size.less)
         for kind in ("strands", "cylinders")
         for name, photons in by_noise.items()
     ]
@@ -136,11 +155,11 @@ def _optics(side: int) -> list[tuple[str, Case]]:
     over_field = (gaussian(2.5), gaussian(4.0), gaussian(6.0))
     turning = (gaussian(2.5, rotation_deg=-25), gaussian(4.0), gaussian(6.0, rotation_deg=25))
     return [
-        ("tubes, one PSF", Case("tubes", side)),
-        ("tubes, std 2.5 to 6 px over the field", Case("tubes", side, over_field)),
-        ("the same, tilt -25 to 25 deg", Case("tubes", side, turning)),
-        ("the same, 100 photons", Case("tubes", side, turning, photons=100)),
-        ("tubes, tilt 25 deg everywhere", Case("tubes", side, (gaussian(4.0, rotation_deg=25),))),
-        ("tubes, confocal PSF (NA 0.9)", Case("tubes", side, objective=Objective(0.9, confocal=True))),
-        ("tubes, wide-field PSF (NA 1.0)", Case("tubes", side, objective=Objective(1.0))),
+        ("tubes: one PSF", Case("tubes", side)),
+        ("tubes: std 2.5 to 6 px over the field", Case("tubes", side, over_field)),
+        ("tubes: the same and tilt -25 to 25 deg", Case("tubes", side, turning)),
+        ("tubes: the same and 100 photons", Case("tubes", side, turning, photons=100)),
+        ("tubes: tilt 25 deg everywhere", Case("tubes", side, (gaussian(4.0, rotation_deg=25),))),
+        ("tubes: confocal PSF (NA 0.9)", Case("tubes", side, objective=Objective(0.9, confocal=True))),
+        ("tubes: wide-field PSF (NA 1.0)", Case("tubes", side, objective=Objective(1.0))),
     ]

@@ -30,6 +30,7 @@ def jobs_of(rows: Iterable[Row], size: Size, methods: Iterable[str] | None = Non
         for row in rows
         for seed in range(FIRST_SEED, FIRST_SEED + row.seeds)
         for name in row.methods
+        if seed == FIRST_SEED or name not in size.once
         if known(name) and (wanted is None or name in wanted)
     ]
 
@@ -43,14 +44,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def done(jobs: Iterable[Job], results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the results that belong to these jobs, as they are defined now, the latest of each."""
+    """Return the results that belong to these jobs, as they are defined now, the latest of each, in the jobs' order."""
+    jobs = list(jobs)
     digests = {(j.row.name, j.method, j.seed): j.digest for j in jobs}
     latest: dict[tuple[str, str, int, str], dict[str, Any]] = {}
     for result in results:
         key = (result["row"], result["method"], result["seed"])
         if digests.get(key) == result["digest"] and "error" not in result:
             latest[(*key, result["test"])] = result
-    return list(latest.values())
+    keys = [(j.row.name, j.method, j.seed, name) for j in jobs for name, _ in j.row.restored]
+    return [latest[key] for key in keys if key in latest]
 
 
 def missing(jobs: Iterable[Job], results: Iterable[dict[str, Any]]) -> list[Job]:
