@@ -120,7 +120,7 @@ def spectrum(volume: Float) -> Float:
 
 
 def uncautious(volume: Float, noise: NoiseModel) -> Float:
-    """The kept method, but for its caution."""
+    """Denoise by the kept method, without its caution."""
     kept, own.CAUTION = own.CAUTION, 1.0
     try:
         return denoise(volume, noise, "dct")

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ssai3d_rt.errors import BundleError, StorageError
 from ssai3d_rt.export.onnxfile import FLOAT, facts_of
 from ssai3d_rt.export.parity import Limits, ParityReport
+from ssai3d_rt.imaging.denoise import DenoiseMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,13 +78,18 @@ class NetworkEntry(_Part):
 
 
 class AdaptationEntry(_Part):
-    """What the network was adapted for; `record` is the adapted model's own record."""
+    """What the network was adapted for.
+
+    `record` is the adapted model's own record; `denoise` says how stacks are denoised before they are restored, unless
+    one asks otherwise: as they were for fine-tuning.
+    """
 
     base: str = ""
     trained_layers: int | None = None
     fingerprint: str = ""
     anisotropy: float | None = None
     blur_px: tuple[float, float] | None = None
+    denoise: DenoiseMode = "auto"
     record: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -261,6 +261,7 @@ def _adaptation(record: ModelRecord) -> AdaptationEntry:
         fingerprint=" ".join(stack.sha256 for stack in record.stacks),
         anisotropy=record.anisotropy,
         blur_px=record.blur_px,
+        denoise=record.settings.get("denoise", "auto"),
         record=record.model_dump(mode="json", exclude={"checks"}),
     )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ssai3d_rt.adapt.rehearsal import rehearsal_planes
 from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
 from ssai3d_rt.adapt.train import CHECKPOINT, Course, train
 from ssai3d_rt.calibration.character import measure_character
+from ssai3d_rt.calibration.denoising import Denoising
 from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
 from ssai3d_rt.errors import InputError
 from ssai3d_rt.imaging.axial import deblur_axial, resample_z
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from ssai3d_rt.adapt.psf import Psf
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.network.nafnet import NAFNet
+
+logger = logging.getLogger(__name__)
 
 Float = npt.NDArray[np.float32]
 MIN_PLANES = 5
@@ -119,6 +123,7 @@ class Lesson:
     pairs: PairSource
     bank_px: tuple[float, float]
     angles_deg: tuple[float, ...]
+    denoisings: tuple[Denoising, ...]
 
 
 def prepare(
@@ -145,16 +150,21 @@ def prepare(
     synthetic
         Images to rehearse on that were drawn before; drawn here where not given.
     """
-    parts = [_Part.of(stack, settings.max_voxels // len(stacks)) for stack in stacks]
+    measured = rig.noise if rig is not None else None
+    denoisings = tuple(Denoising.of(stack.data, settings.denoise, measured) for stack in stacks)
+    for stack, denoising in zip(stacks, denoisings, strict=True):
+        logger.info("%s: %s", stack.source or "the stack", denoising.why)
+    most = settings.max_voxels // len(stacks)
+    parts = [_Part.of(stack, most, denoising) for stack, denoising in zip(stacks, denoisings, strict=True)]
     tile = largest_tile(base.info.get("train_px"))
     planes = [_target_planes(part, network, settings, tile, progress) for part in parts]
     bank_px, angles_deg = blur_of(rig, settings)
     bank = psf_bank(*bank_px, angles_deg=angles_deg)
-    noise = _pair_noise(stacks, rig, settings)
+    noise = _pair_noise(stacks, rig, settings, parts[0].raw if denoisings[0].on else None)
     spacing = 1.0 if settings.targets is Targets.RAW else parts[0].anisotropy
     kept = [i for i in range(len(planes[0])) if round(i / spacing) in held_out] if held_out is not None else None
     pairs = _pairs(planes, parts[0], settings, bank, noise, progress, kept, synthetic)
-    return Lesson(stacks, rig, parts, pairs, bank_px, angles_deg)
+    return Lesson(stacks, rig, parts, pairs, bank_px, angles_deg, denoisings)
 
 
 def blur_of(rig: RigProfile | None, settings: FinetuneSettings) -> tuple[tuple[float, float], tuple[float, ...]]:
@@ -203,6 +213,7 @@ def adapted(
         channel=given[0].channel,
         source=tuple(str(stack.source.name) if stack.source else "" for stack in given),
         stacks=tuple(_fingerprint(stack) for stack in given),
+        denoise=tuple(denoising.why for denoising in lesson.denoisings),
         checks=course.checks,
         iterations=course.iterations,
         seconds=round(seconds, 1),
@@ -226,17 +237,22 @@ def keep(model: AdaptedModel, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """The part of a stack that training looks at: `raw` ``(Z, Y, X)`` normalised float32, and its geometry."""
+    """The part of a stack that training looks at: `raw` ``(Z, Y, X)`` normalised float32, and its geometry.
+
+    Where the stack is noisy `raw` is denoised, on the normalisation of the stack as acquired.
+    """
 
     raw: Float
     anisotropy: float
 
     @classmethod
-    def of(cls, stack: Stack, max_voxels: int) -> _Part:
+    def of(cls, stack: Stack, max_voxels: int, denoising: Denoising) -> _Part:
         scale = Normalisation.of(stack.data)
         side = math.isqrt(max(max_voxels // stack.isotropic_planes, 96 * 96))
         y, x = _liveliest(stack.data, side)
-        return cls(scale.apply(stack.data[:, y : y + side, x : x + side]), stack.anisotropy)
+        counts = stack.data[:, y : y + side, x : x + side]
+        shown = denoising.apply(counts)
+        return cls(scale.apply(counts if shown is None else shown), stack.anisotropy)
 
 
 def _liveliest(data: npt.NDArray[Any], side: int) -> tuple[int, int]:
@@ -266,12 +282,21 @@ def _target_planes(part: _Part, network: NAFNet, settings: FinetuneSettings, mos
     return deblur_axial(volume, torch_network(network), tile=tile, progress=told).volume
 
 
-def _pair_noise(stacks: list[Stack], rig: RigProfile | None, settings: FinetuneSettings) -> Noise:
-    """Noise of the stack on its normalised scale; none for raw targets, which hold noise of their own."""
+def _pair_noise(
+    stacks: list[Stack], rig: RigProfile | None, settings: FinetuneSettings, denoised: Float | None
+) -> Noise:
+    """Noise of the stack on its normalised scale; none for raw targets, which hold noise of their own.
+
+    Of a `denoised` stack (its part, normalised) that is what denoising left, as it is in stacks to be restored.
+    """
     if settings.targets is Targets.RAW:
         return Noise()
     scale = Normalisation.of(stacks[0].data)
-    measured = rig.noise if rig is not None else measure_noise(stacks[0].data, measure_intensity(stacks[0].data))
+    if rig is not None and denoised is None:
+        measured = rig.noise
+    else:
+        counts = stacks[0].data if denoised is None else scale.undo(denoised, np.float32)
+        measured = measure_noise(counts, measure_intensity(counts))
     dark = measured.read**2 + measured.gain * max(scale.offset - measured.background, 0.0)
     photons = scale.scale / measured.gain if measured.gain > 0 else math.inf
     return Noise(photons, math.sqrt(dark) / scale.scale)

@@ -72,6 +72,8 @@ class ModelRecord(Settings):
         Plane spacing over lateral pixel, and rows and columns of the largest axial slice, of the stack.
     stacks
         One fingerprint per stack; `source` names the files.
+    denoise
+        For each stack a sentence: whether it was denoised, and why.
     checks
         The course of the training.
     """
@@ -94,6 +96,7 @@ class ModelRecord(Settings):
     channel: str = ""
     source: tuple[str, ...]
     stacks: tuple[Fingerprint, ...]
+    denoise: tuple[str, ...] = ()
     checks: tuple[Check, ...]
     iterations: int
     seconds: float

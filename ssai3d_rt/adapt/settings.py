@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ssai3d_rt.adapt.mask import Layers
 from ssai3d_rt.config import Settings
+from ssai3d_rt.imaging.denoise import DenoiseMode
 
 
 class Targets(str, Enum):
@@ -40,6 +41,9 @@ class FinetuneSettings(Settings):
         ``"surgeon-published"`` (the published checkpoint sur.pt).
     targets
         ``bootstrapped`` or ``raw``.
+    denoise
+        Whether the stack's planes are denoised before pairs are made: ``auto`` where it is noisy, ``off``, or a
+        denoiser's name. A bundle restores in the same way unless asked otherwise.
     rehearsal
         Share of each batch that are synthetic images, blurred as this rig does it (see `rehearsal`); 0 for none, as in
         the article.
@@ -75,6 +79,7 @@ class FinetuneSettings(Settings):
     share: float = Field(default=0.1, gt=0, le=1)
     surgeon: str | None = None
     targets: Targets = Targets.BOOTSTRAPPED
+    denoise: DenoiseMode = "auto"
     rehearsal: float = Field(default=0.5, ge=0, lt=1)
     angles_deg: tuple[float, ...] = (-10.0, -5.0, 0.0, 5.0, 10.0)
     batch: int = Field(default=8, ge=2)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ssai3d_rt import console
-from ssai3d_rt.commands.options import Channel, Debug, Json, Position, Stacks, Time, VoxelXY, VoxelZ
+from ssai3d_rt.commands.options import Channel, Debug, Denoise, Json, Position, Stacks, Time, VoxelXY, VoxelZ
 from ssai3d_rt.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def finetune(
     targets: Annotated[
         Targets | None, typer.Option(help="Planes as acquired, or as the base network restores them.")
     ] = None,
+    denoise: Denoise = None,
     rehearsal: Annotated[float | None, typer.Option(help="Share of synthetic pairs; 0.5 by default, 0: none.")] = None,
     blend: Annotated[
         float | None, typer.Option(help="Share of the tuned weights in those kept; 0.5 by default.")
@@ -153,7 +154,7 @@ def finetune(
     from ssai3d_rt.commands.inputs import Choice, read
 
     asked: dict[str, Any] = {"minutes": minutes, "iterations": iterations, "layers": layers, "targets": targets}
-    asked |= {"rehearsal": rehearsal, "blend": blend, "surgeon": str(surgeon) if surgeon else None}
+    asked |= {"denoise": denoise, "rehearsal": rehearsal, "blend": blend, "surgeon": str(surgeon) if surgeon else None}
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     settings = FinetuneSettings.of({"base": base, "seed": seed} | given, where="finetune")
     if (follow is None) == (not stacks):
@@ -192,12 +193,14 @@ def finetune(
     lines = [
         f"held-out pairs: {gain}, after {record.iterations} iterations in {record.seconds:.0f} s",
         f"layers that changed: {changed if record.kept == 'tuned' else 'none'}",
+        *(f"stack {number}: {sentence}" for number, sentence in enumerate(record.denoise, 1)),
         f"adapted model: {out}",
     ]
     result = {
         "model": str(out),
         "stacks": len(record.stacks),
         "kept": record.kept,
+        "denoise": list(record.denoise),
         "base_psnr_db": record.base_psnr_db,
         "tuned_psnr_db": tuned_db,
         "iterations": record.iterations,

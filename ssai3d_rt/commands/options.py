@@ -1,7 +1,7 @@
 """Options that several commands share, so that they have one name, one meaning and one help text."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,10 @@ Channel = Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="Only th
 Time = Annotated[int | None, typer.Option(metavar="INDEX", help="Only this time point, from 0.")]
 Position = Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="Only this position, by name or index.")]
 Stacks = Annotated[list[Path], typer.Argument(metavar="STACK", help="TIFF, ImageJ, OME-TIFF or Micro-Manager.")]
+Denoise = Annotated[
+    Literal["auto", "off", "dct"] | None,
+    typer.Option(help="Denoise first: auto only where a stack is noisy. By default auto, or as the bundle says."),
+]
 Backend = Annotated[
     str | None, typer.Option(metavar="NAME", help="What runs the bundle: auto, or a name that `doctor` lists.")
 ]

@@ -39,8 +39,9 @@ Float = npt.NDArray[np.float32]
 DenoiseMode = Literal["auto", "off", "dct"]
 
 OFF = "off"
-NOISY_SNR = 12.0
-"""``auto`` denoises below this signal to noise ratio of the brightest parts, voxel by voxel."""
+NOISY_SNR = 11.0
+"""``auto`` denoises below this signal to noise ratio of the brightest parts, voxel by voxel. Little is gained above,
+where the networks cope alone; see docs/restore.md."""
 
 THRESHOLD = 2.7
 """Coefficients below so many standard deviations of the noise are dropped in the first pass."""
@@ -77,7 +78,8 @@ class NoiseModel:
 
     def variance(self, counts: Float) -> Float:
         """Return the variance at mean `counts`, in counts squared."""
-        return np.float32(self.gain) * np.maximum(counts - np.float32(self.background), 0) + np.float32(self.read**2)
+        above = np.maximum(counts - np.float32(self.background), 0)
+        return np.asarray(np.float32(self.gain) * above + np.float32(self.read**2), np.float32)
 
 
 def choose_denoiser(mode: str, noise: NoiseModel | None) -> tuple[str, str]:
@@ -185,7 +187,7 @@ def _pass(volume: Float, noise: NoiseModel, pilot: Float | None) -> Float:
                 gain = (spectra**2 > THRESHOLD**2 * variance).astype(np.float32)
             else:
                 power = _transform(guide, cosines) ** 2
-                gain = power / (power + np.float32(CAUTION) * variance + np.float32(1e-20))
+                gain = np.asarray(power / (power + np.float32(CAUTION) * variance + np.float32(1e-20)), np.float32)
             gain[:, 0, 0, 0] = 1  # the mean of a block stays
             answers = _transform(spectra * gain, backwards)
             # Blocks that keep little noise count more.
