@@ -51,7 +51,12 @@ class BundleRecipe:
     @classmethod
     def of(cls, bundle: Bundle, settings: WatchSettings) -> BundleRecipe:
         """Make the recipe of an opened bundle."""
-        values = {"trust": settings.trust, "voxel_z_um": settings.voxel_z_um, "voxel_xy_um": settings.voxel_xy_um}
+        values: dict[str, Any] = {
+            "trust": settings.trust,
+            "voxel_z_um": settings.voxel_z_um,
+            "voxel_xy_um": settings.voxel_xy_um,
+        }
+        values |= {"denoise": settings.denoise}
         parameters = json.dumps({key: value for key, value in values.items() if value}, sort_keys=True)
         return cls(bundle.folder.absolute(), bundle.bundle_id, parameters, settings)
 
@@ -146,6 +151,7 @@ class BundleRestorer:
             file,
             self._runner,
             trust_path=doubts,
+            denoise=self._recipe.settings.denoise,
             adaptation=self._adaptation,
             notes=notes,
             progress=progress,

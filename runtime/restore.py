@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssai3d_rt.calibration.denoising import Denoising
 from ssai3d_rt.errors import InputError, StorageError
 from ssai3d_rt.export.bundle import Bundle
 from ssai3d_rt.imaging.axial import restore_array
@@ -81,6 +82,7 @@ def restore(
     how: Bundle | Runner,
     *,
     trust: bool = False,
+    denoise: str | Denoising | None = None,
     warnings: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> Restored:
@@ -94,6 +96,9 @@ def restore(
         An opened bundle (a backend is then chosen for this call), or a runner, which stays open.
     trust
         Also measure where not to believe the result.
+    denoise
+        ``auto``, ``off``, a denoiser's name, or what was chosen for this stack before; None does as the bundle says,
+        and is ``auto`` with a runner.
     warnings
         What `warnings_of` said of the stack, where that was asked before; None asks it here.
     progress
@@ -101,6 +106,8 @@ def restore(
 
     Raises
     ------
+    ConfigError
+        No denoiser of that name.
     InputError
         Fewer than three planes, or samples that are not finite.
     BackendError
@@ -108,10 +115,12 @@ def restore(
     """
     if isinstance(how, Bundle):
         told = warnings_of(stack, how.manifest.adaptation) if warnings is None else warnings
+        mode = _mode(denoise, how.manifest.adaptation) if not isinstance(denoise, Denoising) else denoise
         with contextlib.closing(open_runner(how)) as runner:
-            return restore(stack, runner, trust=trust, warnings=told, progress=progress)
+            return restore(stack, runner, trust=trust, denoise=mode, warnings=told, progress=progress)
     require_restorable(stack)
     start = time.monotonic()
+    plan = denoise if isinstance(denoise, Denoising) else Denoising.of(stack.data, _mode(denoise))
     result = restore_array(
         stack.data,
         stack.voxel_um,
@@ -120,6 +129,7 @@ def restore(
         batch=how.batch,
         overlap=OVERLAP_PX,
         want_disagreement=trust,
+        denoised=plan.apply(stack.data, progress=progress),
         progress=progress,
     )
     restored = replace(stack, data=result.data, voxel_um=result.voxel_um)
@@ -145,6 +155,8 @@ def restore(
         "bundle_id": how.bundle_id,
         "tile": how.tile,
         "overlap": OVERLAP_PX,
+        **plan.record(),
+        "denoise_why": plan.why,
         "seconds": round(time.monotonic() - start, 3),
         "warnings": warnings_of(stack) if warnings is None else list(warnings),
     }
@@ -163,6 +175,7 @@ def restore_position(
     runner: Runner,
     *,
     trust_path: Path | None = None,
+    denoise: str | None = None,
     adaptation: AdaptationEntry | None = None,
     notes: Mapping[str, Any] | None = None,
     progress: Progress = silent,
@@ -185,6 +198,8 @@ def restore_position(
         Stays open.
     trust_path
         A second new file, for the trust maps.
+    denoise
+        ``auto``, ``off`` or a denoiser's name; None does as `adaptation` says, and is ``auto`` without one.
     adaptation
         What the runner's bundle was adapted to: stacks of another kind are restored with a warning.
     notes
@@ -201,7 +216,15 @@ def restore_position(
     times = len({key.time for key in keys})
     channels = [key.channel_name for key in keys if key.time == keys[0].time]
     kept = acquisition.read(keys[0]) if len(keys) == 1 else None
-    examined = [_examined(kept or acquisition.read(key), key, adaptation) for key in keys]
+    plans: list[Denoising] = []
+    examined: list[dict[str, Any]] = []
+    for key in keys:
+        raw = kept or acquisition.read(key)
+        examined.append(_examined(raw, key, adaptation))
+        plans.append(Denoising.of(raw.data, _mode(denoise, adaptation)))
+        examined[-1] |= plans[-1].record()
+        logger.info("%s: %s", shown(acquisition.path), plans[-1].why)
+        del raw
     _warn(acquisition, [note.get("warnings", []) for note in examined])
     provenance = _provenance(acquisition, runner, examined) | dict(notes or {})
     reports: list[dict[str, Any]] = []
@@ -215,6 +238,7 @@ def restore_position(
                     raw,
                     runner,
                     trust=trust_path is not None,
+                    denoise=plans[number],
                     warnings=examined[number].get("warnings", []),
                     progress=_labelled(progress, number, len(keys)),
                 )
@@ -247,6 +271,7 @@ def restore_file(
     *,
     backend: str = "auto",
     trust: bool = False,
+    denoise: str | None = None,
     voxel_z: float | None = None,
     voxel_xy: float | None = None,
     progress: Progress = silent,
@@ -268,6 +293,8 @@ def restore_file(
         See `open_runner`; plays no part where `bundle` is a runner or None.
     trust
         Also write ``NAME_trust.ome.tif``.
+    denoise
+        ``auto``, ``off`` or a denoiser's name; None does as the bundle says, and is ``auto`` without one.
     voxel_z, voxel_xy
         See `open_acquisition`.
     progress
@@ -285,7 +312,7 @@ def restore_file(
                 raise StorageError(f"{shown(result)} exists already; give another name or move it away")
         reports = []
         for position in positions:
-            reports += _published(acquisition, position, names[position], opened, trust, progress)
+            reports += _published(acquisition, position, names[position], opened, trust, denoise, progress)
         return reports
 
 
@@ -295,6 +322,7 @@ def _published(
     result: Path,
     opened: tuple[Runner, AdaptationEntry | None],
     trust: bool,
+    denoise: str | None,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     make_folder(result.parent)
@@ -307,6 +335,7 @@ def _published(
             temporary,
             opened[0],
             trust_path=temporary_trust if trust else None,
+            denoise=denoise,
             adaptation=opened[1],
             progress=progress,
         )
@@ -365,6 +394,12 @@ def _examined(stack: Stack, key: StackKey, adaptation: AdaptationEntry | None) -
     note: dict[str, Any] = {"time": key.time, "channel": key.channel, "offset": scale.offset, "scale": scale.scale}
     warnings = warnings_of(stack, adaptation)
     return note | ({"warnings": warnings} if warnings else {})
+
+
+def _mode(denoise: str | None, adaptation: AdaptationEntry | None = None) -> str:
+    if denoise is not None:
+        return denoise
+    return adaptation.denoise if adaptation is not None else "auto"
 
 
 def _warn(acquisition: Acquisition, warnings: list[list[str]]) -> None:

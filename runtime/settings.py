@@ -21,6 +21,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat
 
 from ssai3d_rt.config import Settings
+from ssai3d_rt.imaging.denoise import DenoiseMode
 
 
 class WatchSettings(Settings):
@@ -56,6 +57,8 @@ class WatchSettings(Settings):
         Backend to restore with, and whether a CPU may do.
     trust
         Also publish a trust map of each stack.
+    denoise
+        ``auto``, ``off`` or a denoiser's name; absent: as the bundle says.
     voxel_z_um, voxel_xy_um
         Voxel size for files that do not say theirs.
     ledger
@@ -78,6 +81,7 @@ class WatchSettings(Settings):
     backend: str = "auto"
     allow_cpu: bool = True
     trust: bool = False
+    denoise: DenoiseMode | None = None
     voxel_z_um: float | None = Field(default=None, gt=0)
     voxel_xy_um: float | None = Field(default=None, gt=0)
     ledger: Path | None = None

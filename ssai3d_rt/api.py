@@ -108,7 +108,12 @@ def follow(
 
 
 def restore(
-    stack: Stack, bundle: Bundle | str | os.PathLike[str], *, backend: str = "auto", progress: Progress = silent
+    stack: Stack,
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    denoise: str | None = None,
+    progress: Progress = silent,
 ) -> Stack:
     """Restore one stack: isotropic voxels, same dtype, same intensity scale.
 
@@ -120,6 +125,8 @@ def restore(
         From `export`, or the folder of one.
     backend
         A name that ``ssai3d-rt doctor`` lists, or ``auto``: the first that runs and gives the right numbers.
+    denoise
+        ``auto`` (where the stack is noisy), ``off`` or a denoiser's name; None does as the bundle says.
     progress
         Told about every batch of tiles.
 
@@ -135,8 +142,9 @@ def restore(
     from ssai3d_rt.runtime.restore import restore as run
 
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+    mode = opened.manifest.adaptation.denoise if denoise is None else denoise
     runner = open_runner(opened, backend)
     try:
-        return run(stack, runner, progress=progress).stack
+        return run(stack, runner, denoise=mode, progress=progress).stack
     finally:
         runner.close()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssai3d_rt import console
-from ssai3d_rt.commands.options import Backend, Debug, Json, VoxelXY, VoxelZ
+from ssai3d_rt.commands.options import Backend, Debug, Denoise, Json, VoxelXY, VoxelZ
 from ssai3d_rt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def restore(
     ] = None,
     backend: Backend = None,
     trust: Annotated[bool, typer.Option("--trust", help="Also write the likely error of each voxel.")] = False,
+    denoise: Denoise = None,
     voxel_z: VoxelZ = None,
     voxel_xy: VoxelXY = None,
     as_json: Json = False,
@@ -40,6 +41,7 @@ def restore(
             bundle,
             backend=backend or "auto",
             trust=trust,
+            denoise=denoise,
             voxel_z=voxel_z,
             voxel_xy=voxel_xy,
             progress=progress,
@@ -55,6 +57,7 @@ def restore(
             f"{result}: {len(of_it)} {'stack' if len(of_it) == 1 else 'stacks'} of {of_it[0]['restored_shape']}, "
             f"voxel {z_um:.4g} x {y_um:.4g} um, {seconds:.1f} s with {of_it[0]['backend']}"
         )
+        lines += list(dict.fromkeys(report["denoise_why"] for report in of_it))
         if trust:
             doubtful = max(report["doubtful"] for report in of_it)
             lines.append(f"trust map: {of_it[0]['trust']}; {doubtful:.0%} of what is visible is doubtful")
@@ -67,6 +70,7 @@ def watch(
     bundle: Annotated[Path, typer.Option(metavar="NAME.ssai3d", help="What to restore with.")],
     config: Annotated[Path | None, typer.Option(metavar="TOML", help="Settings, in its table [watch].")] = None,
     backend: Backend = None,
+    denoise: Denoise = None,
     voxel_z: VoxelZ = None,
     voxel_xy: VoxelXY = None,
     as_json: Json = False,
@@ -80,7 +84,8 @@ def watch(
     from ssai3d_rt.runtime.watch import WatchEvent
     from ssai3d_rt.runtime.watch import watch as run
 
-    settings = _watch_settings(config, {"backend": backend, "voxel_z_um": voxel_z, "voxel_xy_um": voxel_xy})
+    asked = {"backend": backend, "denoise": denoise, "voxel_z_um": voxel_z, "voxel_xy_um": voxel_xy}
+    settings = _watch_settings(config, asked)
 
     def listen(event: WatchEvent) -> None:
         console.show(str(event))
