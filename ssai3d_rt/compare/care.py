@@ -40,6 +40,8 @@ class Care:
     std_px
         Standard deviation of the PSF along Z in isotropic pixels; the middle of the rig profile's blur range where
         None, and without a profile 5 px, as in the article.
+    crop
+        Side of the training images in px.
     lr
         Learning rate of AdamW, with a cosine schedule to zero.
     crop
@@ -51,6 +53,7 @@ class Care:
     name: str = "care"
     summary: str = "CARE: a network trained from scratch with one known Gaussian PSF"
     std_px: float | None = None
+    crop: int = 96
     lr: float = 1e-3
     crop: int = 96
     base: str = "base"

@@ -126,8 +126,8 @@ def deconvolve(stack: Stack, psf: Float, iterations: int, background: float | No
     scale = Normalisation.of(stack.data)
     offset = scale.offset if background is None else background
     light = np.maximum(resample_z(stack.data.astype(np.float32), stack.anisotropy) - np.float32(offset), 0)
-    # Mirrored by the whole PSF: what the zeros beyond do to the borders stays in the margin, which is cut off.
-    margin = [side if side > 1 else 0 for side in psf.shape]
+    # Mirrored: most of what the zeros beyond do to the borders stays in the margin, which is cut off.
+    margin = [3 * side // 4 if side > 1 else 0 for side in psf.shape]
     padded = np.pad(light / np.float32(scale.scale), [(m, m) for m in margin], mode="symmetric")
     found = restoration.richardson_lucy(padded, psf / psf.sum(), num_iter=iterations, clip=False, filter_epsilon=1e-6)
     inside = tuple(slice(m, m + n) for m, n in zip(margin, light.shape, strict=True))

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 Float = npt.NDArray[np.float32]
 
-CROP_PX = 64
 BATCH = 8
 GAN_SHARE = 0.1
 """Weight of the adversarial losses beside the cycle's; that of the restoration's error in the generator's loss too."""
@@ -58,6 +57,8 @@ class SelfNet:
 
     Parameters
     ----------
+    crop
+        Side of the training images in px; that of the published code.
     lr
         Learning rate of the restoration network; `gan_lr` of generators and discriminators. Cosine schedules to zero.
     base
@@ -66,6 +67,7 @@ class SelfNet:
 
     name: str = "self-net"
     summary: str = "Self-Net: degradation learnt from unpaired slices, then restoration from scratch"
+    crop: int = 64
     lr: float = 1e-3
     gan_lr: float = 5e-4
     base: str = "base"
@@ -74,7 +76,7 @@ class SelfNet:
         """Train both stages; see `Method`."""
         started = time.monotonic()
         planes = training_planes(stack)
-        pairs = Pairs(planes, [Psf(0.0)], step=stack.anisotropy, crop=CROP_PX, seed=budget.seed)
+        pairs = Pairs(planes, [Psf(0.0)], step=stack.anisotropy, crop=self.crop, seed=budget.seed)
         slices = AxialSlices(resample_z(planes, stack.anisotropy), pairs.crop, budget.seed)
         stages = Stages(random_network(load_network(self.base).shape, budget.seed), self, budget.seed)
         done, recent, begun = 0, [0.0], time.monotonic()

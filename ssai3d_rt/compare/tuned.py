@@ -20,8 +20,10 @@ import numpy.typing as npt
 from ssai3d_rt.adapt.finetune import finetune
 from ssai3d_rt.adapt.psf import ARTICLE_ANGLES_DEG
 from ssai3d_rt.adapt.settings import FinetuneSettings
+from ssai3d_rt.calibration.denoising import Denoising
 from ssai3d_rt.compare.method import Budget, Fit
 from ssai3d_rt.imaging.axial import restore_array
+from ssai3d_rt.imaging.denoise import OFF
 from ssai3d_rt.network.nafnet import largest_tile
 from ssai3d_rt.network.weights import load_network, network_from, torch_network
 from ssai3d_rt.progress import Progress, silent
@@ -55,16 +57,20 @@ class Base:
     ----------
     base
         Name of a base network, or a weights file.
+    denoise
+        Whether noisy stacks are denoised first, as `Denoising` takes it; ``auto`` is what ships.
     """
 
     name: str = "base"
     summary: str = "the base network as it is"
     base: str = "base"
+    denoise: str = "auto"
 
     def fit(self, stack: Stack, rig: RigProfile | None, budget: Budget, *, progress: Progress = silent) -> Fit:
         """Load the network; see `Method`."""
         network = load_network(self.base)
-        return Fit(restore_with(network.state, network.info.get("train_px")), 0.0, 0, {"base": network.name})
+        restore = restore_with(network.state, network.info.get("train_px"), denoise=self.denoise)
+        return Fit(restore, 0.0, 0, {"base": network.name})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,8 @@ class Tuned:
             "train_psnr_db": last.train_psnr_db,
         }
         changed = record.trained_parameters if record.kept == "tuned" else 0
-        return Fit(restore_with(model.state, record.train_px), record.seconds, changed, notes)
+        restore = restore_with(model.state, record.train_px, denoise=settings.denoise)
+        return Fit(restore, record.seconds, changed, notes)
 
 
 def plain(name: str, layers: Layers, summary: str = "") -> Tuned:
@@ -113,7 +120,7 @@ def plain(name: str, layers: Layers, summary: str = "") -> Tuned:
     return Tuned(name, summary, PLAIN | {"layers": layers.value}, uses_rig=False)
 
 
-def restore_with(state: State, train_px: int | None) -> Callable[[Stack], Float]:
+def restore_with(state: State, train_px: int | None, *, denoise: str = OFF) -> Callable[[Stack], Float]:
     """Make the function that restores stacks with a network: XZ and YZ slices, averaged.
 
     Parameters
@@ -122,6 +129,8 @@ def restore_with(state: State, train_px: int | None) -> Callable[[Stack], Float]
         The network's weights.
     train_px
         Side of the images that it was trained on; its tiles are at most half as large again.
+    denoise
+        Whether the network is shown the stack denoised: ``auto`` where it is noisy, ``off``, or a denoiser's name.
     """
 
     def restore(stack: Stack) -> Float:
@@ -129,6 +138,8 @@ def restore_with(state: State, train_px: int | None) -> Callable[[Stack], Float]
         multiple = network.shape.multiple
         longest = max(stack.isotropic_planes, *stack.data.shape[1:])
         tile = min(largest_tile(train_px) // multiple, -(-longest // multiple)) * multiple
-        return restore_array(stack.data, stack.voxel_um, torch_network(network), tile=tile).data.astype(np.float32)
+        run, denoised = torch_network(network), Denoising.of(stack.data, denoise).apply(stack.data)
+        restored = restore_array(stack.data, stack.voxel_um, run, tile=tile, denoised=denoised)
+        return restored.data.astype(np.float32)
 
     return restore
