@@ -44,8 +44,6 @@ class Care:
         Side of the training images in px.
     lr
         Learning rate of AdamW, with a cosine schedule to zero.
-    crop
-        Side of the training crops in px.
     base
         The base network whose shape is taken.
     """
@@ -55,7 +53,6 @@ class Care:
     std_px: float | None = None
     crop: int = 96
     lr: float = 1e-3
-    crop: int = 96
     base: str = "base"
 
     def fit(self, stack: Stack, rig: RigProfile | None, budget: Budget, *, progress: Progress = silent) -> Fit:

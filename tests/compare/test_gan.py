@@ -27,7 +27,7 @@ def test_a_discriminator_learns_to_tell_apart() -> None:
     for _ in range(30):
         loss = judged(network, rough, 1.0) + judged(network, smooth, 0.0)
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
