@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
 from ssai3d_rt.imaging.axial import resample_z
+from ssai3d_rt.imaging.reblur import blurred_planes, fitted_blur_px
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,9 +52,6 @@ WEIGHTS = {
 SMOOTH_PX = 0.7
 """Standard deviation of the average along all axes that steadies the map."""
 
-BLURS_PX = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.7, 8.0)
-"""Gaussian standard deviations in isotropic pixels that are tried."""
-
 NOISE_PX = 1.5
 """Standard deviation of the lateral average that keeps the raw stack's noise out of the map."""
 
@@ -63,8 +61,6 @@ VISIBLE = 0.1
 """Only voxels above this fraction of the range, raw or restored, count: empty background is never in doubt."""
 MUCH_DOUBT = 0.4
 """Share of doubtful voxels among the visible ones that deserves a warning."""
-
-_FITTED_COLUMNS = 20_000
 
 
 def trust_map(raw: Stack, restored: Float, disagreement: Float, scale: Normalisation) -> Float:
@@ -178,26 +174,6 @@ def unexplained(raw: Float, restored: Float, anisotropy: float) -> Float:
     return result
 
 
-def fitted_blur_px(raw: Float, restored: Float, anisotropy: float) -> float:
-    """Return the standard deviation among `BLURS_PX` that brings the restored volume closest to the raw planes."""
-    step = max(1, raw[0].size // _FITTED_COLUMNS)
-    few_raw = raw.reshape(raw.shape[0], -1)[:, ::step]
-    few_restored = restored.reshape(restored.shape[0], -1)[:, ::step]
-
-    def misfit(std_px: float) -> float:
-        matrix = _blur_matrix(len(few_raw), len(few_restored), anisotropy, std_px)
-        return float(np.mean((matrix @ few_restored - few_raw) ** 2))
-
-    return min(BLURS_PX, key=misfit)
-
-
-def blurred_planes(volume: Float, planes: int, anisotropy: float, std_px: float) -> Float:
-    """Blur an isotropic volume along Z with a Gaussian and keep `planes` planes, `anisotropy` pixels apart."""
-    matrix = _blur_matrix(planes, volume.shape[0], anisotropy, std_px)
-    result: Float = (matrix @ volume.reshape(volume.shape[0], -1)).reshape(planes, *volume.shape[1:])
-    return result
-
-
 def smoothed(volume: Float, axes: tuple[int, ...], std_px: float) -> Float:
     """Average with a Gaussian along some axes, the ends repeated; one copy more than the input at a time."""
     kernel = _gaussian(std_px)
@@ -209,14 +185,6 @@ def smoothed(volume: Float, axes: tuple[int, ...], std_px: float) -> Float:
         for shift, weight in enumerate(kernel):
             volume += weight * padded[(slice(None),) * axis + (slice(shift, shift + volume.shape[axis]),)]
     return volume
-
-
-def _blur_matrix(planes: int, depth: int, anisotropy: float, std_px: float) -> Float:
-    """``(planes, depth)`` Gaussian weights around each plane; rows sum to 1, so the ends are not darkened."""
-    distance = np.arange(depth)[None] - np.arange(planes)[:, None] * anisotropy
-    weights = np.exp(-0.5 * (distance / std_px) ** 2) + 1e-30
-    matrix: Float = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-    return matrix
 
 
 def _linear_matrix(planes: int, depth: int, anisotropy: float) -> Float:
