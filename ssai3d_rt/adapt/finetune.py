@@ -1,8 +1,9 @@
 """Fine-tune the base network on one stack: semi-synthetic pairs, a sparse layer mask, the best weights kept.
 
-Two kinds of target. ``raw`` are the stack's lateral planes, as in the article. ``bootstrapped`` are the lateral
-planes of the stack restored once by the base network: raw planes hold the haze of their out-of-focus neighbours, and
-a network tuned on them learns to keep it. The base itself is a candidate: tuning that does not raise the PSNR of
+Targets are the stack's lateral planes, as in the article (``raw``), or come from the stack restored once by the base
+network, as raw planes hold the haze of their out-of-focus neighbours and a network tuned on them learns to keep it:
+its lateral planes (``bootstrapped``), or its axial slices, turned (``turned``, see `targets`). Blurred again, the
+restored stack also tells how wide the blur is. The base itself is a candidate: tuning that does not raise the PSNR of
 held-out pairs is not used.
 
 It knows what to learn from and where the weights come from; the loop itself is `train`.
@@ -27,6 +28,7 @@ from ssai3d_rt.adapt.pairs import Mixed, Noise, Pairs, PairSource
 from ssai3d_rt.adapt.psf import ARTICLE_STD_PX, psf_bank
 from ssai3d_rt.adapt.rehearsal import rehearsal_planes
 from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
+from ssai3d_rt.adapt.targets import like_z, turned_slices
 from ssai3d_rt.adapt.train import CHECKPOINT, Course, train
 from ssai3d_rt.calibration.character import measure_character
 from ssai3d_rt.calibration.denoising import Denoising
@@ -34,6 +36,7 @@ from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
 from ssai3d_rt.errors import InputError
 from ssai3d_rt.imaging.axial import deblur_axial, resample_z
 from ssai3d_rt.imaging.normalise import Normalisation
+from ssai3d_rt.imaging.reblur import fitted_blur_px
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.network.nafnet import largest_tile
 from ssai3d_rt.network.weights import LoadedNetwork, load_network, network_from, torch_network
@@ -53,6 +56,9 @@ logger = logging.getLogger(__name__)
 Float = npt.NDArray[np.float32]
 MIN_PLANES = 5
 REHEARSAL_IMAGES = 160
+BLUR_SPREAD = 0.15
+"""Half the width of the bank around a fitted blur, as a share of it."""
+_GROUP = 10
 LATERAL_BLUR_PX = 0.8
 """Lateral blur, as a std in px, that base networks learn to take away; see `ssai3d_rt.network.pretrain`."""
 
@@ -121,6 +127,7 @@ class Lesson:
     rig: RigProfile | None
     parts: list[_Part]
     pairs: PairSource
+    targets: Targets
     bank_px: tuple[float, float]
     angles_deg: tuple[float, ...]
     denoisings: tuple[Denoising, ...]
@@ -157,14 +164,22 @@ def prepare(
     most = settings.max_voxels // len(stacks)
     parts = [_Part.of(stack, most, denoising) for stack, denoising in zip(stacks, denoisings, strict=True)]
     tile = largest_tile(base.info.get("train_px"))
-    planes = [_target_planes(part, network, settings, tile, progress) for part in parts]
     bank_px, angles_deg = blur_of(rig, settings)
+    restored = [_restored(part, network, settings, tile, progress) for part in parts]
+    targets = _targets(parts[0], settings, float(np.mean(bank_px)))
+    if targets is not Targets.RAW:
+        bank_px = _fitted_bank_px(parts[0], restored[0])
+    planes = [turned_slices(volume) if targets is Targets.TURNED else volume for volume in restored]
     bank = psf_bank(*bank_px, angles_deg=angles_deg)
     noise = _pair_noise(stacks, rig, settings, parts[0].raw if denoisings[0].on else None)
-    spacing = 1.0 if settings.targets is Targets.RAW else parts[0].anisotropy
-    kept = [i for i in range(len(planes[0])) if round(i / spacing) in held_out] if held_out is not None else None
-    pairs = _pairs(planes, parts[0], settings, bank, noise, progress, kept, synthetic)
-    return Lesson(stacks, rig, parts, pairs, bank_px, angles_deg, denoisings)
+    kept = None
+    if held_out is not None and targets is Targets.TURNED:
+        kept = [i for i in range(len(planes[0])) if i % _GROUP == _GROUP // 2]
+    elif held_out is not None:
+        spacing = 1.0 if targets is Targets.RAW else parts[0].anisotropy
+        kept = [i for i in range(len(planes[0])) if round(i / spacing) in held_out]
+    pairs = _pairs(planes, parts[0], settings, targets, bank, noise, progress, kept, synthetic)
+    return Lesson(stacks, rig, parts, pairs, targets, bank_px, angles_deg, denoisings)
 
 
 def blur_of(rig: RigProfile | None, settings: FinetuneSettings) -> tuple[tuple[float, float], tuple[float, ...]]:
@@ -206,6 +221,7 @@ def adapted(
         total_parameters=sum(v.size for v in base.state.values()),
         settings=settings.model_dump(mode="json"),
         rig=rig.model_dump(mode="json") if rig is not None else None,
+        targets=lesson.targets.value,
         blur_px=lesson.bank_px,
         angles_deg=lesson.angles_deg,
         anisotropy=given[0].anisotropy,
@@ -267,8 +283,8 @@ def _liveliest(data: npt.NDArray[Any], side: int) -> tuple[int, int]:
     )
 
 
-def _target_planes(part: _Part, network: NAFNet, settings: FinetuneSettings, most_px: int, progress: Progress) -> Float:
-    """Lateral planes to learn from, ``(N, Y, X)`` float32."""
+def _restored(part: _Part, network: NAFNet, settings: FinetuneSettings, most_px: int, progress: Progress) -> Float:
+    """Volume to take targets from: raw planes, or ``(Zi, Y, X)`` float32 restored by the base network."""
     if settings.targets is Targets.RAW:
         return part.raw
     volume = resample_z(part.raw, part.anisotropy)
@@ -280,6 +296,19 @@ def _target_planes(part: _Part, network: NAFNet, settings: FinetuneSettings, mos
         progress("restore the targets once", done, total)
 
     return deblur_axial(volume, torch_network(network), tile=tile, progress=told).volume
+
+
+def _targets(part: _Part, settings: FinetuneSettings, blur_px: float) -> Targets:
+    """Which targets to take, where that is left to the stack."""
+    if settings.targets is not Targets.AUTO:
+        return settings.targets
+    return Targets.TURNED if like_z(resample_z(part.raw, part.anisotropy), blur_px) else Targets.BOOTSTRAPPED
+
+
+def _fitted_bank_px(part: _Part, restored: Float) -> tuple[float, float]:
+    """Least and most std of the bank, in px: around the blur that turns the restored stack into the raw one."""
+    blur_px = fitted_blur_px(part.raw, restored, part.anisotropy, finely=True)
+    return round(blur_px * (1 - BLUR_SPREAD), 2), round(blur_px * (1 + BLUR_SPREAD), 2)
 
 
 def _pair_noise(
@@ -306,6 +335,7 @@ def _pairs(
     planes: list[Float],
     part: _Part,
     settings: FinetuneSettings,
+    targets: Targets,
     bank: list[Psf],
     noise: Noise,
     progress: Progress,
@@ -315,7 +345,7 @@ def _pairs(
     """Join the stacks' planes (cropped to a common size), and images to rehearse on, into one source of pairs."""
     rows, columns = (min(p.shape[axis] for p in planes) for axis in (1, 2))
     joined = np.concatenate([p[:, :rows, :columns] for p in planes])
-    across_px = LATERAL_BLUR_PX if settings.targets is Targets.BOOTSTRAPPED else 0.0
+    across_px = 0.0 if targets is Targets.RAW else LATERAL_BLUR_PX
     own = Pairs(
         joined,
         bank,
@@ -324,6 +354,7 @@ def _pairs(
         seed=settings.seed,
         noise=noise,
         across_px=across_px,
+        any_direction=targets is not Targets.TURNED,
         held_out=held_out,
     )
     if not settings.rehearsal:

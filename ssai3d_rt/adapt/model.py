@@ -66,6 +66,8 @@ class ModelRecord(Settings):
         scores they were chosen, of all convolutions in the order of the network's modules; empty where by none.
     settings, rig
         The fine-tuning settings and the rig profile in force.
+    targets
+        The targets that were taken, see `ssai3d_rt.adapt.settings.Targets`.
     blur_px, angles_deg
         The PSF bank's sizes (std, isotropic px) and orientations.
     anisotropy, slice_px
@@ -89,6 +91,7 @@ class ModelRecord(Settings):
     total_parameters: int
     settings: dict[str, Any]
     rig: dict[str, Any] | None
+    targets: str = ""
     blur_px: tuple[float, float]
     angles_deg: tuple[float, ...]
     anisotropy: float

@@ -73,6 +73,8 @@ class Pairs:
         Added to the blurred images; for targets that are themselves free of noise.
     across_px
         Largest std of a blur across the PSF, drawn from 0 up; for targets sharper than the microscope's lateral planes.
+    any_direction
+        Whether planes may be blurred along their columns too; otherwise along their rows alone.
     held_out
         Numbers of the planes to hold out instead.
     """
@@ -87,6 +89,7 @@ class Pairs:
         seed: int,
         noise: Noise | None = None,
         across_px: float = 0.0,
+        any_direction: bool = True,
         held_out: Sequence[int] | None = None,
     ) -> None:
         contrast = planes.reshape(len(planes), -1).std(1)
@@ -97,7 +100,7 @@ class Pairs:
         self.crop = max(16, min(crop, min(planes.shape[1:]) // 16 * 16))
         self.bank, self.step, self.seed = bank, max(1.0, step), seed
         self.noise = noise or Noise()
-        self.across_px = across_px
+        self.across_px, self.any_direction = across_px, any_direction
         reach = [max(0, self.crop - side) for side in planes.shape[1:]]
         pad = [(0, 0)] + [(MARGIN_PX, MARGIN_PX + extra) for extra in reach]
         self._planes = np.pad(planes, pad, mode="symmetric")
@@ -126,7 +129,7 @@ class Pairs:
                 crop = plane[y : y + reach, x : x + reach]
                 if crop[inner, inner].std() >= self._floor:
                     break
-            crop = np.rot90(crop, int(rng.integers(4)))
+            crop = np.rot90(crop, int(rng.integers(4)) if self.any_direction else 2 * int(rng.integers(2)))
             crops.append(np.ascontiguousarray(crop[::-1] if rng.random() < 0.5 else crop))
             psf = self.bank[rng.integers(len(self.bank))]
             across_px = psf.across_px + self.across_px * rng.random()

@@ -22,6 +22,10 @@ class Targets(str, Enum):
     """The stack's own lateral planes (article)."""
     BOOTSTRAPPED = "bootstrapped"
     """The lateral planes of the stack restored once by the base network."""
+    TURNED = "turned"
+    """The axial slices of that restored stack, blurred along their lateral axis; see `ssai3d_rt.adapt.targets`."""
+    AUTO = "auto"
+    """``turned`` where the sample's structures are as long along Z as they are laterally, else ``bootstrapped``."""
 
 
 class FinetuneSettings(Settings):
@@ -40,7 +44,7 @@ class FinetuneSettings(Settings):
         File of a surgeon, for ``layers = "surgeon"`` (instead of the one that goes with the base network) and for
         ``"surgeon-published"`` (the published checkpoint sur.pt).
     targets
-        ``bootstrapped`` or ``raw``.
+        What the network learns to give back, see `Targets`.
     denoise
         Whether the stack's planes are denoised before pairs are made: ``auto`` where it is noisy, ``off``, or a
         denoiser's name. A bundle restores in the same way unless asked otherwise.
@@ -78,7 +82,7 @@ class FinetuneSettings(Settings):
     layers: Layers = Layers.SNIP
     share: float = Field(default=0.1, gt=0, le=1)
     surgeon: str | None = None
-    targets: Targets = Targets.BOOTSTRAPPED
+    targets: Targets = Targets.AUTO
     denoise: DenoiseMode = "auto"
     rehearsal: float = Field(default=0.5, ge=0, lt=1)
     angles_deg: tuple[float, ...] = (-10.0, -5.0, 0.0, 5.0, 10.0)

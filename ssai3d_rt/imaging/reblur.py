@@ -1,4 +1,4 @@
-"""The microscope's blur along Z, applied to a restored volume: does it explain the raw planes, and with which width?
+"""The blur along Z, applied to a restored volume: does it explain the raw planes, and with which width does it.
 
 A restored volume that is blurred along Z with the right Gaussian gives the raw planes back. The width that does so best
 measures the blur of a stack through its restoration, whatever the sample looks like.
