@@ -10,12 +10,10 @@ It does not know how to rank layers: see `surgeon`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,9 +29,7 @@ from ssai3d_rt.adapt.zeroshot import article_metrics, layers_of, published_metri
 from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import ConfigError, InputError
-from ssai3d_rt.imaging import simulate
 from ssai3d_rt.imaging.axial import deblur_axial, resample_z
-from ssai3d_rt.imaging.fourier import richest_window
 from ssai3d_rt.imaging.normalise import Normalisation
 from ssai3d_rt.network.nafnet import largest_tile
 from ssai3d_rt.network.weights import load_network, network_from, torch_network
@@ -45,23 +41,16 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ssai3d_rt.imaging.stack import Stack
+    from ssai3d_rt.adapt.cases import Case
     from ssai3d_rt.network.nafnet import NAFNet
     from ssai3d_rt.network.weights import LoadedNetwork
 
 Float = npt.NDArray[np.float32]
 
-KINDS = ("strands", "flat-strands", "spheres", "cylinders", "tubes", "beads")
-SHAPE = (64, 96, 96)
 METRIC_PAIRS = 16
 """Pairs that the zero-shot metrics are taken on."""
 LATERAL_BLUR_PX = 0.8
 REHEARSAL_IMAGES = 48
-WAYS: tuple[tuple[float, float, float | None], ...] = (
-    *((3.0, 1.0, None), (4.0, 2.0, 500.0), (5.0, 1.0, 100.0)),
-    *((4.0, 3.0, None), (6.0, 2.0, 500.0), (3.5, 1.0, 100.0)),
-)
-"""Blur's std along Z in px, plane spacing in px, photons at intensity 1 (None: no noise) of simulated stacks."""
 
 
 class BenefitSettings(Settings):
@@ -90,29 +79,6 @@ class BenefitSettings(Settings):
     rehearsal: float = Field(default=0.5, ge=0, lt=1)
     slices: int = Field(default=16, ge=2)
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Case:
-    """A stack to measure on.
-
-    Parameters
-    ----------
-    name, kind
-        A file name for it, and what it shows: stacks of one kind are held out together.
-    stack
-        The stack as acquired.
-    blur_px
-        Range of the blur's std along Z in isotropic px.
-    truth
-        ``(Zi, Y, X)`` float32 on the stack's counts scale, isotropic; None for a real stack.
-    """
-
-    name: str
-    kind: str
-    stack: Stack
-    blur_px: tuple[float, float]
-    truth: Float | None = None
 
 
 class Benefit(Settings):
@@ -151,53 +117,6 @@ class Benefit(Settings):
     published: tuple[tuple[float, ...], ...]
     settings: BenefitSettings
     seconds: float
-
-
-def simulated_case(kind: str, number: int) -> Case:
-    """Simulate stack `number` of a kind of `KINDS`: blur, spacing, noise and contents differ from number to number.
-
-    Raises
-    ------
-    ConfigError
-        No such kind.
-    """
-    if kind not in KINDS:
-        raise ConfigError(f"no simulated kind {kind!r}; there are {', '.join(KINDS)}")
-    seed = 1000 + 100 * KINDS.index(kind) + number
-    density = (0.7, 1.0, 1.5)[number % 3]
-    counts = {"strands": 40, "flat-strands": 30, "spheres": 24, "cylinders": 18, "tubes": 16, "beads": 50}
-    count = max(3, round(density * counts[kind]))
-    if kind in ("strands", "flat-strands"):
-        sharp = simulate.strands(SHAPE, count, flat=kind == "flat-strands", seed=seed)
-    elif kind == "spheres":
-        sharp = simulate.spheres(SHAPE, count, seed=seed)
-    elif kind == "cylinders":
-        sharp = simulate.cylinders(SHAPE, count, seed=seed)
-    elif kind == "tubes":
-        sharp = simulate.tubes(SHAPE, count, seed=seed)
-    else:
-        sharp = simulate.beads(SHAPE, count, seed=seed)
-    std_px, step, photons = WAYS[(number + KINDS.index(kind)) % len(WAYS)]
-    camera = simulate.Camera(photons=photons)
-    stack = simulate.acquire(sharp, step, std_px=(std_px, 0.5, 0.5), camera=camera, seed=seed)
-    truth = sharp[: stack.isotropic_planes] * np.float32(camera.full_scale) + np.float32(camera.offset)
-    return Case(f"{kind}-{number}", kind, stack, (0.75 * std_px, 1.25 * std_px), truth)
-
-
-def real_case(stack: Stack, name: str, blur_px: tuple[float, float]) -> Case:
-    """Take the liveliest `SHAPE`-wide window of a stack that was acquired; its kind is its name.
-
-    Parameters
-    ----------
-    stack
-        At least 5 planes.
-    name
-        A file name for it.
-    blur_px
-        Range of the blur's std along Z in isotropic px: a rig profile's ``blur_px_min`` and ``blur_px_max``.
-    """
-    window = np.ascontiguousarray(richest_window(stack.data, SHAPE[1])[:, : SHAPE[1], : SHAPE[2]])
-    return Case(name, name, dataclasses.replace(stack, data=window), blur_px)
 
 
 def measure_benefit(case: Case, settings: BenefitSettings, *, progress: Progress = silent) -> Benefit:

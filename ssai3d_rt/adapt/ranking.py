@@ -1,10 +1,13 @@
 """Train a surgeon on a meta-dataset, and try it against other ways to rank layers.
 
 Training is the article's (Methods, "Sparse fine-tuning with a surgeon network"): a pairwise ranking loss, since only
-the order of the layers of one stack matters; Adam, learning rate 1e-4, weight decay 1e-6. A trial leaves out all stacks
-of one kind, trains on the others and ranks the layers for those left out, for each kind in turn. Beside the surgeon
-stand: each single metric, chance, ``mean-benefit`` (a layer's mean benefit on the stacks trained on, whatever the
-stack: what knowing the network alone gives), the published surgeon, and ``measured`` (the best possible choice).
+the order of the layers of one stack matters; Adam, learning rate 1e-4, weight decay 1e-6. Each pair of layers counts as
+much as their benefits differ: most pairs differ by less than can be measured.
+
+A trial leaves out all stacks of one kind, trains on the others and ranks the layers for those left out, for each kind
+in turn. Beside the surgeon stand: each single metric, chance, ``mean-benefit`` (a layer's mean benefit on the stacks
+trained on, whatever the stack: what knowing the network alone gives), the published surgeon, and ``measured`` (the best
+possible choice).
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ class RankingSettings(Settings):
         Fixes the first weights and the dropout.
     """
 
-    steps: int = Field(default=400, ge=1)
+    steps: int = Field(default=300, ge=1)
     hidden: int = Field(default=HIDDEN, ge=1)
     lr: float = Field(default=1e-4, gt=0)
     weight_decay: float = Field(default=1e-6, ge=0)
@@ -146,14 +149,15 @@ def _trained(benefits: Sequence[Benefit], settings: RankingSettings) -> torch.nn
         torch.manual_seed(settings.seed)
         inputs = torch.from_numpy(np.stack([inputs_of(metrics_of(b), ARTICLE, EMBEDDING) for b in benefits]))
         gains = torch.tensor([b.gain_db for b in benefits])
-        better = gains[:, :, None] > gains[:, None]  # (stacks, layers, layers): the first gains more than the second
+        weight = (gains[:, :, None] - gains[:, None]).clamp_min(0)  # (stacks, layers, layers)
+        weight = weight / weight.sum().clamp_min(1e-12)
         network = perceptron(inputs.shape[-1], settings.hidden)
         optimiser = torch.optim.Adam(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         network.train()
         for _ in range(settings.steps):
             scores = network(inputs)[..., 0]
             margin = scores[:, :, None] - scores[:, None]
-            loss = torch.nn.functional.softplus(-margin)[better].mean()  # pairwise logistic loss (RankNet)
+            loss = (torch.nn.functional.softplus(-margin) * weight).sum()  # pairwise logistic loss (RankNet)
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimiser.step()

@@ -10,7 +10,7 @@ from ssai3d_rt.commands.adaptation import Ranked
 from ssai3d_rt.commands.options import Channel, Debug, Json, Position, Stacks, Time, VoxelXY, VoxelZ
 
 if TYPE_CHECKING:
-    from ssai3d_rt.adapt.benefit import Case
+    from ssai3d_rt.adapt.cases import Case
     from ssai3d_rt.adapt.surgeon import SurgeonRecord
 
 
@@ -144,7 +144,7 @@ def _cases(
     stacks: list[Path], rig: Path | None, per_kind: int, voxels: dict[str, float | None], channel: str | None
 ) -> "list[Case]":
     """Take `per_kind` simulated stacks of each kind, and a window of each stack of the files."""
-    from ssai3d_rt.adapt.benefit import KINDS, real_case, simulated_case
+    from ssai3d_rt.adapt.cases import KINDS, real_case, simulated_case
     from ssai3d_rt.adapt.psf import ARTICLE_STD_PX
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.commands.inputs import Choice, read

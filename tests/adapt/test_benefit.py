@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ssai3d_rt.adapt import benefit as room
-from ssai3d_rt.adapt.benefit import KINDS, BenefitSettings, Case, meta_dataset, real_case, simulated_case
+from ssai3d_rt.adapt.benefit import BenefitSettings, meta_dataset
+from ssai3d_rt.adapt.cases import KINDS, Case, real_case, simulated_case
 from ssai3d_rt.adapt.zeroshot import ARTICLE, PUBLISHED, layers_of
 from ssai3d_rt.errors import ConfigError, InputError
 from ssai3d_rt.imaging.simulate import Camera, acquire, spheres
