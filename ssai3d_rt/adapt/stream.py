@@ -119,6 +119,10 @@ def learn(
     return learner.after_the_last_plane()
 
 
+class _OutdatedError(Exception):
+    """The last plane came while pairs were being made from a part of the stack."""
+
+
 class _Learner:
     """The training of one stack: its networks, and how far it came."""
 
@@ -140,11 +144,14 @@ class _Learner:
         self.voxels_per_s: float | None = None
         self.opened: tuple[Selection, int] | None = None
         self.steps, self.seconds = 0, 0.0
+        self.preparing_early = False
         self.started_s = time.monotonic()
 
     def progress(self, label: str, done: int, total: int, /) -> None:
         """Report, unless nobody waits any more."""
         self.arrivals.check()
+        if self.preparing_early and self.arrivals.ended:
+            raise _OutdatedError
         self._report(label, done, total)
 
     def while_planes_arrive(self) -> None:
@@ -161,7 +168,13 @@ class _Learner:
             part = self.arrivals.stack(count)
             if not shows_something(part):
                 continue
-            lesson = self.lesson(part, PREPARE_S)
+            try:
+                self.preparing_early = timed
+                lesson = self.lesson(part, PREPARE_S)
+            except _OutdatedError:  # the time is better spent on the whole stack
+                break
+            finally:
+                self.preparing_early = False
             if self.opened is None:
                 self.opened = open_chosen(self.network, lesson, self.settings)
                 optimiser = self._optimiser()

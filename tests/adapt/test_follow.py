@@ -15,7 +15,7 @@ import ssai3d_rt as rt
 from ssai3d_rt import cli
 from ssai3d_rt.adapt import stream
 from ssai3d_rt.adapt.arrivals import Arrivals, Geometry
-from ssai3d_rt.adapt.finetune import finetune
+from ssai3d_rt.adapt.finetune import finetune, prepare
 from ssai3d_rt.adapt.follow import Follower, finetune_stream
 from ssai3d_rt.adapt.model import AdaptedModel
 from ssai3d_rt.adapt.pairs import Pairs
@@ -138,6 +138,32 @@ def test_training_before_the_last_plane_is_bounded(base: Path, stack: Stack) -> 
     with Follower(geometry(stack), settings=chosen, ready_within_s=0.5, progress=begun) as follower:
         begun.feed(follower, stack)
     assert begun.steps == 1
+
+
+def test_work_on_a_part_is_dropped_when_the_last_plane_comes(
+    base: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    make, added = prepare, threading.Event()
+
+    def slowly(stacks: list[Stack], *args: Any, progress: Any, **options: Any) -> Any:
+        prepared.append(len(stacks[0].data))
+        if len(prepared) == 1:
+            assert added.wait(60)
+        progress("restore the targets once", 1, 2)
+        return make(stacks, *args, progress=progress, **options)
+
+    monkeypatch.setattr(stream, "prepare", slowly)
+    chosen = settings(base, iterations=None, minutes=10.0)
+    with Follower(geometry(stack), settings=chosen, ready_within_s=0.5) as follower:
+        for plane in stack.data:
+            follower.add(plane)
+            while not prepared and follower.count > 8:
+                time.sleep(0.01)
+        threading.Timer(0.3, added.set).start()
+        model = follower.result()
+    assert prepared == [8, 20]
+    assert model.record.iterations >= 1
 
 
 def test_held_out_planes_are_never_trained_on(base: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
