@@ -14,7 +14,7 @@ from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
 from ssai3d_rt.adapt.train import CHECKPOINT
 from ssai3d_rt.adapt.zeroshot import layers_of, snip
 from ssai3d_rt.errors import ConfigError, InputError
-from ssai3d_rt.imaging.simulate import acquire, spheres
+from ssai3d_rt.imaging.simulate import Camera, acquire, spheres
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.network.nafnet import NAFNet, NAFNetShape
 from ssai3d_rt.network.weights import load_network, save_state, state_from
@@ -249,3 +249,23 @@ def test_masks_open_what_they_name() -> None:
     assert "middle_blks.0.conv1" not in ends
     assert open_layers(network, layer_mask(network, Layers.ALL, pairs), everything=True) == total
     assert open_layers(network, layer_mask(network, Layers.NONE, pairs)) == 0
+
+
+def test_a_noisy_stack_is_denoised_before_pairs_are_made(base: Path) -> None:
+    truth = spheres((40, 48, 48), 12, radius_px=(3.0, 6.0), seed=1)
+    noisy = acquire(truth, 2.0, std_px=(3.0, 0.5, 0.5), camera=Camera(photons=50), seed=1)
+    models = {mode: finetune(noisy, settings=settings(base, iterations=2, denoise=mode)) for mode in ("auto", "off")}
+    assert "denoised (dct): its signal to noise ratio" in models["auto"].record.denoise[0]
+    assert models["off"].record.denoise == ("not denoised, as asked for",)
+    assert models["auto"].record.settings["denoise"] == "auto"
+    rough = {mode: float(np.abs(np.diff(model.samples, axis=2)).mean()) for mode, model in models.items()}
+    assert rough["auto"] < 0.6 * rough["off"]
+
+
+def test_a_stack_that_is_not_noisy_is_learnt_from_as_it_is(base: Path) -> None:
+    truth = spheres((40, 48, 48), 12, radius_px=(3.0, 6.0), seed=1)
+    clean = acquire(truth, 2.0, std_px=(3.0, 0.5, 0.5), camera=Camera(photons=None), seed=1)
+    auto, off = (finetune(clean, settings=settings(base, iterations=2, denoise=mode)) for mode in ("auto", "off"))
+    assert "not denoised: its signal to noise ratio" in auto.record.denoise[0]
+    assert np.array_equal(auto.samples, off.samples)
+    assert all(np.array_equal(auto.state[key], off.state[key]) for key in auto.state)

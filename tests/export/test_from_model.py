@@ -8,6 +8,7 @@ import pytest
 
 import ssai3d_rt
 from ssai3d_rt.errors import BundleError, ConfigError, ParityError
+from ssai3d_rt.export import from_model
 from ssai3d_rt.export.from_model import export_bundle, pool_window_for, state_sha256, tile_for
 from ssai3d_rt.imaging.axial import resample_z
 from ssai3d_rt.imaging.normalise import Normalisation
@@ -154,3 +155,11 @@ def test_the_shipped_base_keeps_its_numbers_on_real_tiles(tmp_path: Path, shared
     assert bundle.golden_kinds[:4] == ("real",) * 4
     assert bundle.manifest.parity.real.psnr_db >= 55
     assert bundle.tile == 96
+
+
+def test_a_bundle_denoises_as_fine_tuning_did() -> None:
+    def mode(**settings: object) -> str:
+        return from_model._adaptation(tiny_model(settings=settings).record).denoise
+
+    assert mode(denoise="off") == "off"
+    assert mode() == "auto"  # a model made before there was a choice

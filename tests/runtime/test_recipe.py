@@ -96,6 +96,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], bool]] = {
     "backend": ({"backend": "openvino"}, True),
     "trust": ({"trust": True}, False),
     "voxel size": ({"voxel_z_um": 0.5}, False),
+    "denoise": ({"denoise": "off"}, False),
 }
 
 
