@@ -28,7 +28,7 @@ SHAPES: dict[str, Callable[[int, int], Float]] = {
     "tubes": lambda side, seed: simulate.tubes((side,) * 3, _over_area(40, side), seed=seed),
     "spheres": lambda side, seed: simulate.spheres((side,) * 3, _over_volume(60, side), seed=seed),
     "cylinders": lambda side, seed: simulate.cylinders((side,) * 3, _over_volume(60, side), seed=seed),
-    "beads": lambda side, seed: simulate.beads((side,) * 3, 50, seed=seed),
+    "beads": lambda side, seed: _beads(side, seed),
 }
 """Samples by name: side in voxels and seed to a ``(side, side, side)`` volume, as crowded for any side; 50 beads."""
 
@@ -93,6 +93,13 @@ class Case:
         else:
             shown = simulate.gaussian_psf_blur(truth, self.psfs[0].std_px, self.psfs[0].rotation_deg)
         return simulate.record(shown, camera=self.camera, pixel_um=VOXEL_UM, seed=seed)
+
+
+def _beads(side: int, seed: int) -> Float:
+    """Return 50 beads, none within an eighth of the volume from the first or last plane, where light is cut off."""
+    margin = side // 8
+    inside = simulate.beads((side - 2 * margin, side, side), 50, seed=seed)
+    return np.pad(inside, ((margin, margin), (0, 0), (0, 0)))
 
 
 def _over_area(count: int, side: int) -> int:

@@ -42,7 +42,8 @@ PSNR [dB]:
 """,
     "beads": """\
 50 Gaussian beads of std 2 px (471 nm at half maximum), imaged with a resolution of 200 nm laterally and 700 nm axially,
-and with the blur of the main rows. Gaussians are fitted to single beads: mean ± standard deviation over the n that
+and with the blur of the main rows; none is so near to the first or last plane that its light is cut off, which widens
+what is restored. Gaussians are fitted to single beads: mean ± standard deviation over the n that
 stand free enough. Two ratios: the axial width over the truth's lateral width, and over the lateral width in the same
 volume, where the lateral blur has widened it.
 """,
