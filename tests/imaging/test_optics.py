@@ -52,7 +52,7 @@ def test_the_theoretical_psf_is_as_wide_as_diffraction_says_and_no_gaussian() ->
         psf = diffraction_psf(Objective(1.1, confocal=confocal), side_px=SMALL)
         assert psf.sum() == pytest.approx(1)
         assert psf.min() >= 0
-        assert np.unravel_index(int(psf.argmax()), psf.shape) == (middle, middle, middle)
+        assert [int(i) for i in np.unravel_index(psf.argmax(), psf.shape)] == [middle] * 3
         np.testing.assert_allclose(psf, psf[::-1], atol=1e-6 * psf.max())
         np.testing.assert_allclose(psf, psf.transpose(0, 2, 1), atol=1e-6 * psf.max())
         widths[confocal] = (fwhm_um(psf[:, middle, middle], 0.1), fwhm_um(psf[middle, middle], 0.1))
