@@ -137,6 +137,7 @@ class _Learner:
         self.arrivals, self.rig, self.settings = arrivals, rig, settings
         self.ready_within_s = ready_within_s
         self._report = progress
+        self.preparing_early = False
         self.base = load_network(settings.base)
         self.network = network_from(self.base.state)
         self.restorer = network_from(self.base.state)
@@ -144,7 +145,6 @@ class _Learner:
         self.voxels_per_s: float | None = None
         self.opened: tuple[Selection, int] | None = None
         self.steps, self.seconds = 0, 0.0
-        self.preparing_early = False
         self.started_s = time.monotonic()
 
     def progress(self, label: str, done: int, total: int, /) -> None:

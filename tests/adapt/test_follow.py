@@ -211,6 +211,19 @@ def test_tuning_that_does_not_help_is_not_used(base: Path, stack: Stack) -> None
     assert all(np.array_equal(before[key], model.state[key]) for key in before)
 
 
+def test_rehearsal_images_are_drawn_once(base: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("ssai3d_rt.adapt.finetune.REHEARSAL_IMAGES", 4)
+    chosen = settings(base, iterations=4, rehearsal=0.5)
+
+    def note(label: str, done: int, total: int, /) -> None:
+        drawn.extend([label] if label.startswith("draw images") else [])
+
+    model = finetune_stream(planes_of(stack), geometry=geometry(stack), settings=chosen, progress=note)
+    assert len(drawn) == 4
+    assert model.record.settings["rehearsal"] == 0.5
+
+
 def test_planes_from_a_queue_and_a_stack_too_short_to_start_early(base: Path, stack: Stack) -> None:
     arriving: queue.Queue[npt.NDArray[Any] | None] = queue.Queue()
     for plane in [*stack.data[:6], None]:
