@@ -15,6 +15,12 @@ def stack_of(planes: int = 10, z_um: float = 0.4, top: int = 3000, clipped: int 
     return Stack(data, (z_um, 0.1, 0.1), source=Path("a.tif"))
 
 
+def cut_off(zeros: int, dtype: str = "uint16") -> Stack:
+    data = np.linspace(1, 240, 1000).astype(dtype)
+    data[:zeros] = 0
+    return Stack(data.reshape(10, 10, 10), (0.4, 0.1, 0.1))
+
+
 @pytest.mark.parametrize(
     ("stack", "words"),
     [
@@ -30,6 +36,10 @@ def stack_of(planes: int = 10, z_um: float = 0.4, top: int = 3000, clipped: int 
         (stack_of(top=255, clipped=500, dtype="uint8"), ["50.0% of the voxels are saturated at 255"]),
         (stack_of(top=4095, clipped=500, dtype="float32"), []),
         (stack_of(top=4000, clipped=500), []),
+        (cut_off(250), []),
+        (cut_off(260), ["26% of the voxels are zero (more than 25%)"]),
+        (cut_off(900, "uint8"), ["90% of the voxels are zero"]),
+        (cut_off(900, "float32"), []),
         (Stack(np.full((6, 4, 4), 255, np.uint8), (1.0, 1.0, 1.0)), ["all voxels are equal"]),
         (stack_of(planes=3, z_um=2.0), ["20x anisotropy is outside", "3 planes are outside"]),
     ],
