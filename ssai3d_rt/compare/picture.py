@@ -109,7 +109,7 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str, voxel_um: float) ->
     widths = [ruling.xz.shape[1], ruling.yz.shape[1], *([ruling.xz.shape[1]] if errors else [])]
     row_in = min(max(WIDTH_IN * ruling.xz.shape[0] / sum(widths), ROW_IN[0]), ROW_IN[1])
     slices_in = min(WIDTH_IN, row_in * sum(widths) / ruling.xz.shape[0])
-    above_in, below_in, gap_in = 0.65, 0.3, 0.07
+    above_in, below_in, gap_in = 0.65, 0.45, 0.07
     size_in = (NAMES_IN + slices_in + 0.15, above_in + len(panels) * (row_in + gap_in) + below_in)
     figure = Figure(figsize=size_in, dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
@@ -146,15 +146,10 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str, voxel_um: float) ->
             for each, head in zip(axes, heads, strict=False):
                 each.set_title(head, color=SOFT, fontsize=9, loc="left", pad=4)
     _scale_bar(figure.axes[(len(panels) - 1) * len(widths)], ruling.xz.shape, voxel_um)
-    below = "Z runs downwards; the same place and the same grey scale in every row"
-    figure.text(
-        NAMES_IN / size_in[0],
-        0.13 / size_in[1],
-        f"{below}, brightness fitted to the truth; red: too bright, blue: too dark" if errors else below,
-        color=SOFT,
-        fontsize=8,
-        va="center",
-    )
+    notes = ["Z runs downwards; one place, one grey scale."]
+    if errors:
+        notes.append("Brightness is fitted to the truth. Red: brighter than it, blue: darker.")
+    figure.text(0.12 / size_in[0], below_in / 2 / size_in[1], "\n".join(notes), color=SOFT, fontsize=8, va="center")
     figure.savefig(path, metadata={"Software": "ssai3d-rt"})
 
 
@@ -162,8 +157,9 @@ def _name(axes: Any, panel: Panel, row_in: float) -> None:
     """Write the name and as many lines as there is room for, left of the row."""
     line_in = 0.155
     room = max(1, int((row_in - 0.2) / line_in))
+    size = 10 * min(1.0, 17 / len(panel.name))  # so that long names fit
     axes.text(
-        -0.015, 1.0, panel.name, transform=axes.transAxes, color=INK, fontsize=10, weight="bold", ha="right", va="top"
+        -0.015, 1.0, panel.name, transform=axes.transAxes, color=INK, fontsize=size, weight="bold", ha="right", va="top"
     )
     text = "\n".join(panel.lines[:room])
     below = 1.0 - 0.2 / row_in

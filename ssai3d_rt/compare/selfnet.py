@@ -7,8 +7,8 @@ discriminator takes for axial slices, and a second one the way back (CycleGAN); 
 supervised, to turn these made slices into the lateral planes they came from. The two stages are tied: the generator
 also answers for the restoration's error.
 
-The structure, losses and weights are those of the published code; the generators and discriminators are smaller, and
-the restoration network has the shape of the base network, with random weights, as in `care`.
+The structure and losses are those of the published code; the generators and discriminators are smaller, the adversarial
+losses count more, and the restoration network has the shape of the base network, with random weights, as in `care`.
 
 >>> SelfNet().name
 'self-net'
@@ -45,8 +45,11 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float32]
 
 BATCH = 8
-GAN_SHARE = 0.1
-"""Weight of the adversarial losses beside the cycle's; that of the restoration's error in the generator's loss too."""
+GAN_SHARE = 1.0
+"""Weight of the adversarial losses beside the cycle's. Published is 0.1; in the few steps that a CPU has time for, the
+generators then stay where they begin, at giving back what they are given."""
+TIE_SHARE = 0.1
+"""Weight of the restoration's error in the generators' loss."""
 WARM_UP = 0.1
 """Share of the training after which the generator answers for the restoration's error."""
 
@@ -78,7 +81,8 @@ class SelfNet:
         planes = training_planes(stack)
         pairs = Pairs(planes, [Psf(0.0)], step=stack.anisotropy, crop=self.crop, seed=budget.seed)
         slices = AxialSlices(resample_z(planes, stack.anisotropy), pairs.crop, budget.seed)
-        stages = Stages(random_network(load_network(self.base).shape, budget.seed), self, budget.seed)
+        network = random_network(load_network(self.base).shape, budget.seed)
+        stages = Stages(network, self, contrast=float(planes.std()), seed=budget.seed)
         done, recent, begun = 0, [0.0], time.monotonic()
         while (share := _share(budget, done, time.monotonic() - begun)) < 1:
             lateral, sharp = pairs.batch(done, BATCH)
@@ -139,12 +143,25 @@ class AxialSlices:
 
 
 class Stages:
-    """The five networks and their optimisers; `step` trains all of them once."""
+    """The five networks and their optimisers; `step` trains all of them once.
 
-    def __init__(self, restoration: NAFNet, method: SelfNet, seed: int) -> None:
+    Parameters
+    ----------
+    restoration
+        The network that restores.
+    method
+        Gives the learning rates.
+    contrast
+        Standard deviation of the images; generators and discriminators are shown images divided by it, as most of a
+        fluorescence image is dark and they would learn slowly.
+    seed
+        Fixes the weights they begin with.
+    """
+
+    def __init__(self, restoration: NAFNet, method: SelfNet, *, contrast: float, seed: int) -> None:
         import torch
 
-        self.restoration = restoration
+        self.restoration, self._contrast = restoration, contrast
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             self._degrade, self._sharpen = generator(), generator()
@@ -157,7 +174,7 @@ class Stages:
             torch.optim.AdamW(restoration.parameters(), method.lr, weight_decay=1e-4),
         )
         self._rates = (method.gan_lr, method.gan_lr, method.lr)
-        self._made = Memory(seed), Memory(seed + 1)
+        self._memory = Memory(seed), Memory(seed + 1)
 
     @property
     def parameters(self) -> int:
@@ -166,8 +183,14 @@ class Stages:
 
     def degraded(self, lateral: torch.Tensor) -> torch.Tensor:
         """Turn sampled lateral planes into what axial slices look like, both ``(N, 1, H, W)``."""
-        made: torch.Tensor = lateral + self._degrade(lateral)
+        return self._made_by(self._degrade, lateral)
+
+    def _made_by(self, generator: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = images + self._contrast * generator(images / self._contrast)
         return made
+
+    def _judged(self, network: nn.Module, images: torch.Tensor, verdict: float) -> torch.Tensor:
+        return judged(network, images / self._contrast, verdict)
 
     def step(self, lateral: torch.Tensor, axial: torch.Tensor, sharp: torch.Tensor, share: float) -> float:
         """Train once; `share` of the training is over. Returns the restoration's mean square error."""
@@ -178,20 +201,20 @@ class Stages:
             for group in optimiser.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
         made_axial = self.degraded(lateral)
-        made_lateral = axial + self._sharpen(axial)
+        made_lateral = self._made_by(self._sharpen, axial)
         _hold((self._axial, self._lateral, self.restoration), still=True)
-        loss = GAN_SHARE * (judged(self._axial, made_axial, 1.0) + judged(self._lateral, made_lateral, 1.0))
-        loss = loss + likeness_loss(made_axial + self._sharpen(made_axial), lateral)
+        adversarial = self._judged(self._axial, made_axial, 1.0) + self._judged(self._lateral, made_lateral, 1.0)
+        loss = GAN_SHARE * adversarial + likeness_loss(self._made_by(self._sharpen, made_axial), lateral)
         loss = loss + likeness_loss(self.degraded(made_lateral), axial)
         if share >= WARM_UP:
-            loss = loss + GAN_SHARE * likeness_loss(self.restoration(made_axial), sharp)
+            loss = loss + TIE_SHARE * likeness_loss(self.restoration(made_axial), sharp)
         _descend(makers, loss)
         _hold((self._axial, self._lateral, self.restoration), still=False)
 
-        shown = self._made[0].mix(made_axial), self._made[1].mix(made_lateral)
-        loss = judged(self._axial, axial, 1.0) + judged(self._axial, shown[0], 0.0)
-        loss = loss + judged(self._lateral, lateral, 1.0) + judged(self._lateral, shown[1], 0.0)
-        _descend(judges, 0.5 * GAN_SHARE * loss)
+        shown = self._memory[0].mix(made_axial), self._memory[1].mix(made_lateral)
+        loss = self._judged(self._axial, axial, 1.0) + self._judged(self._axial, shown[0], 0.0)
+        loss = loss + self._judged(self._lateral, lateral, 1.0) + self._judged(self._lateral, shown[1], 0.0)
+        _descend(judges, 0.5 * loss)
 
         with torch.no_grad():
             made_axial = self.degraded(lateral)
