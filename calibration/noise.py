@@ -1,7 +1,8 @@
 """Noise and intensity range of a stack, measured on the stack itself.
 
-Camera and photon noise differ from pixel to pixel, images do not: differencing each plane twice along both lateral axes
-leaves noise and little else. Its variance against the local mean is a line (Poisson-Gaussian noise).
+Camera and photon noise differ from pixel to pixel and from plane to plane, images do not, least of all along Z, where
+the microscope blurs most: differencing a stack twice along all three axes leaves noise and nothing else. Its variance
+against the local mean is a line (Poisson-Gaussian noise).
 
 >>> import numpy as np
 >>> counts = np.random.default_rng(0).poisson(np.linspace(50, 400, 64), (8, 64, 64)).astype(np.uint16)
@@ -27,9 +28,9 @@ Doubles = npt.NDArray[np.float64]
 
 _BINS = 24
 _FEWEST = 60
-_KEPT = 0.9
-_KEPT_VARIANCE = 0.6227
-"""Variance of the smallest 90 % of a standard normal's absolute values."""
+_KEPT = 0.97
+_KEPT_VARIANCE = 0.8306
+"""Variance of the smallest 97 % of a standard normal's absolute values."""
 
 
 def measure_intensity(data: Volume) -> Intensity:
@@ -69,8 +70,13 @@ def _variance_by_mean(data: Volume, intensity: Intensity) -> tuple[Doubles, Doub
         return np.zeros(0), np.zeros(0), np.zeros(0)
     # Some planes suffice: a few hundred thousand pixels pin a line down.
     every = max(1, data[:, :, 0].size * data.shape[2] // 2_000_000)
-    planes = data[::every].astype(np.float64)
-    residual = np.diff(np.diff(planes, 2, 1), 2, 2)[:, 1:-1, 1:-1] / 6
+    if len(data) < 3:
+        planes = rough = data.astype(np.float64)
+    else:
+        below, middle, above = (data[z : len(data) - 2 + z : every].astype(np.float64) for z in range(3))
+        planes = (below + 4 * middle + above) / 6  # as the noise of these planes weighs in their difference
+        rough = (below - 2 * middle + above) / math.sqrt(6)
+    residual = np.diff(np.diff(rough, 2, 1), 2, 2)[:, 1:-1, 1:-1] / 6
     # Five by five pixels: noise alone must not sort pixels into bright and dark. The line survives the averaging.
     local = np.lib.stride_tricks.sliding_window_view(planes, 5, axis=1).mean(axis=-1)
     local = np.lib.stride_tricks.sliding_window_view(local, 5, axis=2).mean(axis=-1)

@@ -57,3 +57,8 @@ def test_intensity_range_and_saturation() -> None:
     assert found.high == 255
     assert found.saturated == pytest.approx(0.1)
     assert measure_intensity(data.astype(np.float32)).saturated == 0
+
+
+def test_fine_structure_is_not_taken_for_noise() -> None:
+    counts = acquire(standard_strands(3), 1, camera=Camera(photons=None), seed=0).data
+    assert measure_noise(counts, measure_intensity(counts)).snr > 300
