@@ -1,8 +1,9 @@
 """Restore: a raw stack in, an isotropic stack out, and a report of what was done to it.
 
-`restore` is one stack in memory. `restore_position` streams all stacks of one position into one new OME-TIFF, one stack
-in memory at a time. `restore_file` does so for every position of a data set and publishes each result whole or not at
-all. The geometry and the intensity scale are `imaging.axial`'s; how a network runs is the backend's.
+`restore` is one stack in memory, see `onestack`. `restore_position` streams all stacks of one position into one new
+OME-TIFF, one stack in memory at a time. `restore_file` does so for every position of a data set and publishes each
+result whole or not at all. The geometry and the intensity scale are `imaging.axial`'s; how a network runs is the
+backend's.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ import logging
 import os
 import re
 import tempfile
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ import numpy as np
 from ssai3d_rt.calibration.denoising import Denoising
 from ssai3d_rt.errors import InputError, StorageError
 from ssai3d_rt.export.bundle import Bundle
-from ssai3d_rt.imaging.axial import restore_array
 from ssai3d_rt.imaging.limits import require_restorable
 from ssai3d_rt.imaging.normalise import Normalisation
 from ssai3d_rt.imaging.openfile import shown
@@ -34,38 +33,21 @@ from ssai3d_rt.progress import Progress, silent
 from ssai3d_rt.runtime.backends import open_runner
 from ssai3d_rt.runtime.backends.reference import open_base
 from ssai3d_rt.runtime.caution import summed_up, warnings_of
+from ssai3d_rt.runtime.onestack import OVERLAP_PX, Restored, mode_of, restore
 from ssai3d_rt.runtime.publish import RESULT_SUFFIX, discard, make_folder, place, result_name, seal, temporary_name
-from ssai3d_rt.runtime.trust import doubt_warning, doubtful_share, trust_map
+from ssai3d_rt.runtime.trust import doubt_warning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from ssai3d_rt.export.bundle import AdaptationEntry
     from ssai3d_rt.runtime.backends import Runner
 
+__all__ = ["Restored", "RestoredPosition", "restore", "restore_file", "restore_position"]
+
 logger = logging.getLogger(__name__)
 
-OVERLAP_PX = 32
 TRUST_SUFFIX = "_trust.ome.tif"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Restored:
-    """What `restore` returns.
-
-    Parameters
-    ----------
-    stack
-        Isotropic, of the raw stack's dtype and intensity scale, with its names.
-    report
-        What was done: shapes, voxel sizes, normalisation, backend, bundle, seconds, warnings; plain JSON values.
-    trust
-        ``(Z, Y, X)`` float32, likely error as a fraction of the intensity range (see `trust`), where it was asked for.
-    """
-
-    stack: Stack
-    report: dict[str, Any]
-    trust: Stack | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,97 +57,6 @@ class RestoredPosition:
     written: Written
     reports: list[dict[str, Any]]
     trust: Written | None = None
-
-
-def restore(
-    stack: Stack,
-    how: Bundle | Runner,
-    *,
-    trust: bool = False,
-    denoise: str | Denoising | None = None,
-    warnings: Sequence[str] | None = None,
-    progress: Progress = silent,
-) -> Restored:
-    """Restore one stack.
-
-    Parameters
-    ----------
-    stack
-        As acquired.
-    how
-        An opened bundle (a backend is then chosen for this call), or a runner, which stays open.
-    trust
-        Also measure where not to believe the result.
-    denoise
-        ``auto``, ``off``, a denoiser's name, or what was chosen for this stack before; None does as the bundle says,
-        and is ``auto`` with a runner.
-    warnings
-        What `warnings_of` said of the stack, where that was asked before; None asks it here.
-    progress
-        Told the tiles done.
-
-    Raises
-    ------
-    ConfigError
-        No denoiser of that name.
-    InputError
-        Fewer than three planes, or samples that are not finite.
-    BackendError
-        No backend can run the bundle here, or it failed.
-    """
-    if isinstance(how, Bundle):
-        told = warnings_of(stack, how.manifest.adaptation) if warnings is None else warnings
-        mode = _mode(denoise, how.manifest.adaptation) if not isinstance(denoise, Denoising) else denoise
-        with contextlib.closing(open_runner(how)) as runner:
-            return restore(stack, runner, trust=trust, denoise=mode, warnings=told, progress=progress)
-    require_restorable(stack)
-    start = time.monotonic()
-    plan = denoise if isinstance(denoise, Denoising) else Denoising.of(stack.data, _mode(denoise))
-    result = restore_array(
-        stack.data,
-        stack.voxel_um,
-        how.run,
-        tile=how.tile,
-        batch=how.batch,
-        overlap=OVERLAP_PX,
-        want_disagreement=trust,
-        denoised=plan.apply(stack.data, progress=progress),
-        progress=progress,
-    )
-    restored = replace(stack, data=result.data, voxel_um=result.voxel_um)
-    doubt = None
-    if result.disagreement is not None:
-        counts = result.data.astype(np.float32)
-        doubt = replace(restored, data=trust_map(stack, counts, result.disagreement, result.normalisation))
-    report = {
-        "source": str(stack.source) if stack.source else None,
-        "position": stack.position,
-        "time": stack.time,
-        "channel": stack.channel,
-        "dtype": stack.data.dtype.name,
-        "shape": list(stack.data.shape),
-        "voxel_um": list(stack.voxel_um),
-        "restored_shape": list(restored.data.shape),
-        "restored_voxel_um": list(restored.voxel_um),
-        "offset": result.normalisation.offset,
-        "scale": result.normalisation.scale,
-        "mean_ratio": result.mean_ratio,
-        "backend": how.name,
-        "backend_detail": how.detail,
-        "bundle_id": how.bundle_id,
-        "tile": how.tile,
-        "overlap": OVERLAP_PX,
-        **plan.record(),
-        "denoise_why": plan.why,
-        "seconds": round(time.monotonic() - start, 3),
-        "warnings": warnings_of(stack) if warnings is None else list(warnings),
-    }
-    if doubt is not None:
-        share = doubtful_share(doubt.data, stack, restored.data, result.normalisation)
-        report["mean_doubt"] = float(doubt.data.mean(dtype=np.float64))
-        report["doubtful"] = round(share, 4)
-        report["warnings"] += [sentence] if (sentence := doubt_warning(share)) else []
-    return Restored(restored, report, doubt)
 
 
 def restore_position(
@@ -221,7 +112,7 @@ def restore_position(
     for key in keys:
         raw = kept or acquisition.read(key)
         examined.append(_examined(raw, key, adaptation))
-        plans.append(Denoising.of(raw.data, _mode(denoise, adaptation)))
+        plans.append(Denoising.of(raw.data, mode_of(denoise, adaptation)))
         examined[-1] |= plans[-1].record()
         logger.info("%s: %s", shown(acquisition.path), plans[-1].why)
         del raw
@@ -394,12 +285,6 @@ def _examined(stack: Stack, key: StackKey, adaptation: AdaptationEntry | None) -
     note: dict[str, Any] = {"time": key.time, "channel": key.channel, "offset": scale.offset, "scale": scale.scale}
     warnings = warnings_of(stack, adaptation)
     return note | ({"warnings": warnings} if warnings else {})
-
-
-def _mode(denoise: str | None, adaptation: AdaptationEntry | None = None) -> str:
-    if denoise is not None:
-        return denoise
-    return adaptation.denoise if adaptation is not None else "auto"
 
 
 def _warn(acquisition: Acquisition, warnings: list[list[str]]) -> None:

@@ -1,11 +1,12 @@
 """The trust map: how far a restored stack is probably off, voxel by voxel, without knowing the truth.
 
-Signs of a wrong restoration are added up: where the views along X and along Y disagree, where the restored volume,
-blurred along Z again, does not explain the raw planes, where the network changed much, where the result is steep along
-Z, and where it is noisy. Their weights (`WEIGHTS`) are fixed; ``benchmarks/trust.py --fit`` finds them on simulated
-stacks, so that the map is the absolute error to expect as a fraction of the stack's intensity range: 0.1 means that a
-tenth of the range is the likely error. How much blur there was is fitted, as no profile of the microscope is needed for
-a restoration. It does not know networks.
+Signs of a wrong restoration are added up: where the views along X and along Y disagree; where the network does not find
+the restored volume again, when it is shown what the microscope would have seen of it (`seen_again`); where the result
+is steep along Z, and where it is bright. Their weights (`WEIGHTS`) are fixed; ``benchmarks/trust.py --fit`` finds them
+on simulated stacks, so that the map is the absolute error to expect as a fraction of the stack's intensity range: 0.1
+means that a tenth of the range is the likely error. It is never less than what the restored volume, blurred along Z,
+leaves unexplained of the raw planes: a blurred error is smaller than the error. How much blur there was is fitted, as
+no profile of the microscope is needed for a restoration. It does not know networks.
 
 >>> import numpy as np
 >>> from ssai3d_rt.imaging.stack import Stack
@@ -21,7 +22,7 @@ True
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,15 +39,7 @@ if TYPE_CHECKING:
 
 Float = npt.NDArray[np.float32]
 
-WEIGHTS = {
-    "disagreement": 1.0,
-    "unexplained": 1.0,
-    "change": 0.0,
-    "slope": 0.0,
-    "noise": 0.0,
-    "level": 0.0,
-    "floor": 0.0,
-}
+WEIGHTS = {"disagreement": 1.0, "instability": 0.0, "slope": 0.0, "level": 0.0, "change": 0.0}
 """What each sign counts; found by ``benchmarks/trust.py --fit``."""
 
 SMOOTH_PX = 0.7
@@ -63,7 +56,42 @@ MUCH_DOUBT = 0.4
 """Share of doubtful voxels among the visible ones that deserves a warning."""
 
 
-def trust_map(raw: Stack, restored: Float, disagreement: Float, scale: Normalisation) -> Float:
+def seen_again(raw: Stack, restored: Float, scale: Normalisation) -> Float:
+    """Give what the microscope would have seen if the restored volume were the truth.
+
+    A network that is right about this kind of sample restores it to the same volume again; where it does not, it would
+    not have found the truth either (the parametric bootstrap: B. Efron, R. Tibshirani, 1993, chapter 6.5).
+
+    Parameters
+    ----------
+    raw
+        The stack as acquired; gives the planes, the blur and the noise.
+    restored
+        ``(Zi, Y, X)`` float32 counts, isotropic.
+    scale
+        The normalisation of the restoration.
+
+    Returns
+    -------
+    ``(Z, Y, X)`` float32 counts, with noise like the raw stack's; the same at every call.
+    """
+    volume = scale.apply(restored)
+    std_px = fitted_blur_px(scale.apply(raw.data), volume, raw.anisotropy, finely=True)
+    planes = blurred_planes(volume, raw.data.shape[0], raw.anisotropy, std_px)
+    del volume
+    noise = measure_noise(raw.data, measure_intensity(raw.data))
+    rng = np.random.default_rng(0)
+    for plane in planes:
+        plane *= np.float32(scale.scale)
+        plane += np.float32(scale.offset)
+        std = np.sqrt(noise.gain * np.maximum(plane - noise.background, 0) + noise.read**2).astype(np.float32)
+        plane += std * rng.standard_normal(plane.shape, np.float32)
+    return planes
+
+
+def trust_map(
+    raw: Stack, restored: Float, disagreement: Float, scale: Normalisation, *, again: Float | None = None
+) -> Float:
     """Predict the absolute error of a restored stack.
 
     Parameters
@@ -76,51 +104,52 @@ def trust_map(raw: Stack, restored: Float, disagreement: Float, scale: Normalisa
         ``(Zi, Y, X)`` float32 counts, half the difference of the two views.
     scale
         The normalisation of the restoration.
+    again
+        ``(Zi, Y, X)`` float32, normalised: what the network made of `seen_again`; without it the map is the worse.
 
     Returns
     -------
     ``(Zi, Y, X)`` float32, not negative, in fractions of the normalised range.
     """
     doubt = np.zeros(restored.shape, np.float32)
-    for name, sign in signs(raw, restored, disagreement, scale):
-        if WEIGHTS[name]:
-            sign *= np.float32(WEIGHTS[name])
-            doubt += sign
-    return smoothed(doubt, (0, 1, 2), SMOOTH_PX)
+    for name, sign in signs(raw, restored, disagreement, scale, again=again):
+        sign *= np.float32(WEIGHTS[name])
+        doubt += sign
+    doubt = smoothed(doubt, (0, 1, 2), SMOOTH_PX)
+    return np.maximum(doubt, unexplained(scale.apply(raw.data), scale.apply(restored), raw.anisotropy), out=doubt)
 
 
-def signs(raw: Stack, restored: Float, disagreement: Float, scale: Normalisation) -> Iterator[tuple[str, Float]]:
+def signs(
+    raw: Stack, restored: Float, disagreement: Float, scale: Normalisation, *, again: Float | None = None
+) -> Iterator[tuple[str, Float]]:
     """Yield each sign of an error, one after the other, so that they need not all be in memory.
 
     Parameters
     ----------
-    raw, restored, disagreement, scale
+    raw, restored, disagreement, scale, again
         See `trust_map`.
 
     Yields
     ------
     Name, as in `WEIGHTS`, and ``(Zi, Y, X)`` float32, not negative, in fractions of the normalised range; a new array.
     """
-    planes = scale.apply(raw.data)
-    volume = scale.apply(restored)
     yield "disagreement", disagreement * np.float32(1 / scale.scale)
-    yield "unexplained", unexplained(planes, volume, raw.anisotropy)
-    change = resample_z(planes, raw.anisotropy)
+    volume = scale.apply(restored)
+    if again is not None:
+        instability = again - volume
+        yield "instability", np.abs(instability, out=instability)
+        del instability
+    slope = np.gradient(volume, axis=0)
+    yield "slope", np.abs(slope, out=slope)
+    del slope
+    change = resample_z(scale.apply(raw.data), raw.anisotropy)
     change -= volume
     yield "change", np.abs(change, out=change)
     del change
-    slope = np.gradient(volume, axis=0) if volume.shape[0] > 1 else np.zeros_like(volume)
-    yield "slope", np.abs(slope, out=slope)
-    del slope
-    level = np.maximum(volume, np.float32(0))
-    noise = measure_noise(raw.data, measure_intensity(raw.data))
-    dark = noise.read**2 + noise.gain * max(scale.offset - noise.background, 0.0)
-    yield "noise", np.sqrt(level * np.float32(noise.gain / scale.scale) + np.float32(dark / scale.scale**2))
-    yield "level", level
-    yield "floor", np.ones(restored.shape, np.float32)
+    yield "level", np.maximum(volume, np.float32(0), out=volume)
 
 
-def doubtful_share(trust: Float, raw: Stack, restored: Float, scale: Normalisation) -> float:
+def doubtful_share(trust: Float, raw: Stack, restored: npt.NDArray[Any], scale: Normalisation) -> float:
     """Return the share of doubtful voxels among the visible ones, 0 to 1; 0 where nothing is visible.
 
     Parameters
@@ -164,7 +193,7 @@ def unexplained(raw: Float, restored: Float, anisotropy: float) -> Float:
     ``(Zi, Y, X)`` float32, not negative: absolute difference, averaged laterally, interpolated between the planes.
     """
     planes = raw.shape[0]
-    std_px = fitted_blur_px(raw, restored, anisotropy)
+    std_px = fitted_blur_px(raw, restored, anisotropy, finely=True)
     difference = blurred_planes(restored, planes, anisotropy, std_px)
     np.subtract(raw, difference, out=difference)
     difference = smoothed(difference, (1, 2), NOISE_PX)

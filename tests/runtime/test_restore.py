@@ -12,7 +12,6 @@ import tifffile
 from ssai3d_rt.errors import BackendError, BundleError, InputError, StorageError, VoxelSizeError
 from ssai3d_rt.imaging.read import open_acquisition, read_stack, read_stacks
 from ssai3d_rt.imaging.reblur import blurred_planes, fitted_blur_px
-from ssai3d_rt.imaging.simulate import acquire, strands
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.write import read_provenance, write_ome_tiff
 from ssai3d_rt.runtime.backends import open_runner, why_not
@@ -240,35 +239,3 @@ def test_real_spots_are_restored_without_torch(
     assert restored.data.dtype == np.uint16
     assert restored.data.shape == (raw.isotropic_planes, *raw.data.shape[1:])
     assert restored.voxel_um == pytest.approx((0.0941,) * 3, abs=1e-4)
-
-
-def test_the_blur_is_fitted_and_what_it_does_not_explain_is_found() -> None:
-    truth = strands((45, 40, 40), 8, seed=2)
-    raw = blurred_planes(truth, 12, 4.0, 2.8)
-    assert fitted_blur_px(raw, truth, 4.0) == 2.8
-    assert unexplained(raw, truth, 4.0).max() < 1e-5
-    invented = truth.copy()
-    invented[20:24, 10:14, 10:14] = 1.0
-    doubt = unexplained(raw, invented, 4.0)
-    z, y, x = np.unravel_index(doubt.argmax(), doubt.shape)
-    assert 16 <= z <= 28
-    assert 9 <= y <= 14
-    assert 9 <= x <= 14
-    assert doubt.max() > 0.1
-
-
-def test_noise_alone_raises_little_doubt_and_invention_more() -> None:
-    from ssai3d_rt.imaging.normalise import Normalisation
-
-    truth = strands((45, 40, 40), 8, seed=2)
-    raw = acquire(truth, 4, std_px=(2.8, 0.0, 0.0), seed=0)
-    scale = Normalisation.of(raw.data)
-    counts = (truth * (raw.data.max() - raw.data.min()) + raw.data.min()).astype(np.float32)
-    agreeing = np.zeros_like(counts)
-    honest = trust_map(raw, counts, agreeing, scale)
-    invented = counts.copy()
-    invented[10:30, 15:25, 15:25] = counts.max()
-    lying = trust_map(raw, invented, agreeing, scale)
-    assert np.median(honest) < 0.1 * lying[20, 20, 20]
-    split = trust_map(raw, counts, agreeing + np.float32(scale.scale / 2), scale)
-    assert np.allclose(split - honest, 0.5, atol=1e-4)
