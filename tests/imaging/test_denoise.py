@@ -19,7 +19,7 @@ def pair(photons: float | None, seed: int = 3) -> tuple[npt.NDArray[np.float32],
     """The same spheres without noise (float32 counts) and with it."""
     truth = spheres((40, 56, 48), 14, radius_px=(3.0, 6.0), seed=seed)
     clean, noisy = (acquire(truth, 2, camera=Camera(photons=p), seed=seed).data for p in (None, photons))
-    return clean.astype(np.float32), noisy
+    return clean.astype(np.float32), noisy.astype(np.uint16)
 
 
 def rms(values: npt.NDArray[np.float32]) -> float:

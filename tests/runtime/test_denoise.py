@@ -11,6 +11,7 @@ import pytest
 
 from ssai3d_rt.calibration.denoising import Denoising
 from ssai3d_rt.imaging.axial import restore_array
+from ssai3d_rt.imaging.denoise import NOISY_SNR
 from ssai3d_rt.imaging.metrics import mse
 from ssai3d_rt.imaging.simulate import Camera, acquire, spheres
 from ssai3d_rt.imaging.write import read_provenance, write_ome_tiff
@@ -40,7 +41,7 @@ def test_a_noisy_stack_is_denoised_and_the_report_says_so(tiny_bundle: Bundle, d
     with contextlib.closing(open_runner(tiny_bundle, "onnxruntime", threads=1)) as runner:
         done, off = restore(stack, runner), restore(stack, runner, denoise="off")
     assert done.report["denoise"] == "dct"
-    assert 1 < done.report["snr"] < 11
+    assert 1 < done.report["snr"] < NOISY_SNR
     assert "is below" in done.report["denoise_why"]
     assert (off.report["denoise"], off.report["snr"]) == ("off", None)
     assert done.stack.data.dtype == dtype
@@ -55,7 +56,7 @@ def test_a_clean_stack_is_restored_as_without_denoising(tiny_bundle: Bundle) -> 
     with contextlib.closing(open_runner(tiny_bundle, "onnxruntime", threads=1)) as runner:
         done, off = (restore(noisy_stack(None), runner, denoise=mode) for mode in ("auto", "off"))
     assert done.report["denoise"] == "off"
-    assert done.report["snr"] > 11
+    assert done.report["snr"] > NOISY_SNR
     assert np.array_equal(done.stack.data, off.stack.data)
 
 
