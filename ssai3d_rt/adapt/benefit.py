@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from pydantic import Field
 from ssai3d_rt.adapt.pairs import Mixed, Noise, Pairs, PairSource
 from ssai3d_rt.adapt.psf import psf_bank
 from ssai3d_rt.adapt.rehearsal import rehearsal_planes
-from ssai3d_rt.adapt.settings import Targets
 from ssai3d_rt.adapt.surgeon import network_hash
 from ssai3d_rt.adapt.zeroshot import article_metrics, layers_of, published_metrics
 from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
@@ -63,7 +62,7 @@ class BenefitSettings(Settings):
     iterations, batch, crop, lr
         The short run of each layer: steps of Adam with a cosine schedule to zero, pairs per step and their side in px.
     targets, rehearsal
-        As in `ssai3d_rt.adapt.settings.FinetuneSettings`.
+        What the layers learn from, and the share of synthetic pairs; see `ssai3d_rt.adapt.settings.FinetuneSettings`.
     slices
         Axial slices (or held-out pairs) that the gain is measured on.
     seed
@@ -75,7 +74,7 @@ class BenefitSettings(Settings):
     batch: int = Field(default=4, ge=2)
     crop: int = Field(default=48, ge=16)
     lr: float = Field(default=1e-3, gt=0)
-    targets: Targets = Targets.BOOTSTRAPPED
+    targets: Literal["raw", "bootstrapped"] = "bootstrapped"
     rehearsal: float = Field(default=0.5, ge=0, lt=1)
     slices: int = Field(default=16, ge=2)
     seed: int = 0
@@ -250,7 +249,7 @@ def case_pairs(case: Case, base: LoadedNetwork, network: NAFNet, settings: Benef
     scale = Normalisation.of(stack.data)
     raw = scale.apply(stack.data)
     bank = psf_bank(*case.blur_px, angles_deg=(-10.0, -5.0, 0.0, 5.0, 10.0))
-    restored = settings.targets is Targets.BOOTSTRAPPED
+    restored = settings.targets == "bootstrapped"
     noise, planes = Noise(), raw
     if restored:
         tile = largest_tile(base.info.get("train_px"))

@@ -170,7 +170,10 @@ def test_it_serves_only_its_own_base(
 def test_the_shipped_surgeon_is_for_the_shipped_base_and_better_than_chance() -> None:
     record = room.read_record(room.SHIPPED / "base.json")
     assert record.base_sha256 == network_hash(network_from(load_network("base").state))
-    assert record.trials["surgeon"].rank_correlation > record.trials["random"].rank_correlation + 0.2
+    best = {
+        name: trial.rank_correlation for name, trial in record.trials.items() if name not in ("surgeon", "measured")
+    }
+    assert record.trials["surgeon"].rank_correlation > max(best.values()) > record.trials["random"].rank_correlation
     assert {"snip", "magnitude", "surgeon-published", "mean-benefit"} <= set(record.trials)
     Surgeon.load(room.SHIPPED / "base.safetensors")
 
