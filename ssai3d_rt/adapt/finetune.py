@@ -166,9 +166,11 @@ def prepare(
     tile = largest_tile(base.info.get("train_px"))
     bank_px, angles_deg = blur_of(rig, settings)
     restored = [_restored(part, network, settings, tile, progress) for part in parts]
-    targets = _targets(parts[0], settings, float(np.mean(bank_px)))
+    targets = settings.targets
     if targets is not Targets.RAW:
-        bank_px = _fitted_bank_px(parts[0], restored[0])
+        blur_px = fitted_blur_px(parts[0].raw, restored[0], parts[0].anisotropy, finely=True)
+        bank_px = round(blur_px * (1 - BLUR_SPREAD), 2), round(blur_px * (1 + BLUR_SPREAD), 2)
+        targets = _targets(parts[0], settings, blur_px)
     planes = [turned_slices(volume) if targets is Targets.TURNED else volume for volume in restored]
     bank = psf_bank(*bank_px, angles_deg=angles_deg)
     noise = _pair_noise(stacks, rig, settings, parts[0].raw if denoisings[0].on else None)
@@ -303,12 +305,6 @@ def _targets(part: _Part, settings: FinetuneSettings, blur_px: float) -> Targets
     if settings.targets is not Targets.AUTO:
         return settings.targets
     return Targets.TURNED if like_z(resample_z(part.raw, part.anisotropy), blur_px) else Targets.BOOTSTRAPPED
-
-
-def _fitted_bank_px(part: _Part, restored: Float) -> tuple[float, float]:
-    """Least and most std of the bank, in px: around the blur that turns the restored stack into the raw one."""
-    blur_px = fitted_blur_px(part.raw, restored, part.anisotropy, finely=True)
-    return round(blur_px * (1 - BLUR_SPREAD), 2), round(blur_px * (1 + BLUR_SPREAD), 2)
 
 
 def _pair_noise(
