@@ -24,8 +24,10 @@ class Targets(str, Enum):
     """The lateral planes of the stack restored once by the base network."""
     TURNED = "turned"
     """The axial slices of that restored stack, blurred along their lateral axis; see `ssai3d_rt.adapt.targets`."""
+    SYNTHETIC = "synthetic"
+    """Images to rehearse on alone, blurred and noisy as the stack is."""
     AUTO = "auto"
-    """``turned`` where the sample's structures are as long along Z as they are laterally, else ``bootstrapped``."""
+    """``turned`` where the sample's structures are as long along Z as they are laterally, else ``synthetic``."""
 
 
 class FinetuneSettings(Settings):

@@ -20,12 +20,10 @@ import numpy as np
 
 from ssai3d_rt.adapt.finetune import (
     adapted,
-    blur_of,
-    draw_rehearsal,
     open_chosen,
-    prepare,
     require_usable,
 )
+from ssai3d_rt.adapt.lesson import blur_of, draw_rehearsal, prepare
 from ssai3d_rt.adapt.psf import psf_bank
 from ssai3d_rt.adapt.train import step, train
 from ssai3d_rt.imaging.normalise import Normalisation
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from ssai3d_rt.adapt.arrivals import Arrivals
-    from ssai3d_rt.adapt.finetune import Lesson
+    from ssai3d_rt.adapt.lesson import Lesson
     from ssai3d_rt.adapt.mask import Selection
     from ssai3d_rt.adapt.model import AdaptedModel
     from ssai3d_rt.adapt.pairs import PairSource

@@ -19,6 +19,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from ssai3d_rt.imaging.reblur import blurred_planes
+
 Float = npt.NDArray[np.float32]
 
 BALANCED = 1.25
@@ -70,10 +72,11 @@ def balance(volume: Float, blur_px: float) -> float:
     Ratio of root mean square slopes, along Z over lateral: 1 for structures of any direction, above 1 for what lies
     flat in the lateral planes, below 1 for what stands upright.
     """
-    from scipy.ndimage import gaussian_filter
-
     lateral_px = math.sqrt(2) * blur_px
-    alike = gaussian_filter(volume, (blur_px, lateral_px, lateral_px), mode="nearest")
+    alike = volume
+    for axis, std_px in enumerate((blur_px, lateral_px, lateral_px)):
+        first = np.ascontiguousarray(np.moveaxis(alike, axis, 0))
+        alike = np.moveaxis(blurred_planes(first, len(first), 1.0, std_px), 0, axis)
     edge = min(round(2 * blur_px), len(alike) // 4)
     inner = alike[edge : len(alike) - edge]
     along_z, along_y, along_x = (float(np.square(np.diff(inner, axis=axis)).mean()) for axis in range(3))

@@ -35,7 +35,7 @@ def rank(
     """Score the layers of the base network for a stack, as `finetune` would, and draw them; nothing is trained."""
     from rich.table import Table
 
-    from ssai3d_rt.adapt.finetune import prepare
+    from ssai3d_rt.adapt.lesson import prepare
     from ssai3d_rt.adapt.mask import select_layers
     from ssai3d_rt.adapt.picture import draw_layers
     from ssai3d_rt.adapt.settings import FinetuneSettings

@@ -15,8 +15,9 @@ import ssai3d_rt as rt
 from ssai3d_rt import cli
 from ssai3d_rt.adapt import stream
 from ssai3d_rt.adapt.arrivals import Arrivals, Geometry
-from ssai3d_rt.adapt.finetune import finetune, prepare
+from ssai3d_rt.adapt.finetune import finetune
 from ssai3d_rt.adapt.follow import Follower, finetune_stream
+from ssai3d_rt.adapt.lesson import prepare
 from ssai3d_rt.adapt.model import AdaptedModel
 from ssai3d_rt.adapt.pairs import Pairs
 from ssai3d_rt.adapt.settings import FinetuneSettings
