@@ -21,6 +21,7 @@ from ssai3d_rt.adapt.finetune import finetune
 from ssai3d_rt.adapt.psf import ARTICLE_ANGLES_DEG
 from ssai3d_rt.adapt.settings import FinetuneSettings
 from ssai3d_rt.calibration import calibrate
+from ssai3d_rt.calibration.denoising import Denoising
 from ssai3d_rt.imaging.axial import resample_z, restore_array
 from ssai3d_rt.imaging.metrics import psnr
 from ssai3d_rt.imaging.simulate import Camera, acquire, cylinders, spheres, standard_strands
@@ -54,9 +55,10 @@ def on_truth_scale(counts: npt.NDArray[np.generic]) -> Float:
 
 
 def restored_psnr_db(state: State, stack: Stack, truth: Float, tile: int) -> float:
-    """Restore with a network and compare with the truth."""
+    """Restore with a network, denoised first where a restoration would do so, and compare with the truth."""
     run = torch_network(network_from(state))
-    volume = on_truth_scale(restore_array(stack.data, stack.voxel_um, run, tile=tile).data)
+    denoised = Denoising.of(stack.data).apply(stack.data)
+    volume = on_truth_scale(restore_array(stack.data, stack.voxel_um, run, tile=tile, denoised=denoised).data)
     return psnr(volume, truth[: len(volume)], 1.0)
 
 
