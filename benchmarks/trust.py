@@ -10,8 +10,8 @@ away first; 0 is perfect, `chance` is what a random order has); the error of the
 that of the rest; the mean of the map over the mean error; the share of doubtful voxels that the report gives.
 
 Then networks that invent: tuned, all layers, at the article's learning rate and without a judge, on another sample and
-with a wrong blur. Where their result is a tenth of the range brighter than the truth, their map is compared with that
-of the honest network in the same places.
+with a wrong blur. Where their result, and not the base network's, is a tenth of the range brighter than the truth, both
+maps are compared: mean, upper decile, and the share of these voxels in which the inventing network's map is higher.
 
 --fit finds `WEIGHTS` of `ssai3d_rt.runtime.trust` on other kinds of sample, other seeds and an inventing network of its
 own: the weights, none negative, whose sum of signs is the mean absolute error (quasi-Poisson likelihood).
@@ -93,7 +93,8 @@ SAMPLES: dict[str, Callable[[int], Float]] = {
 BAR = ("strands", "cylinders")
 FITTED = {"spheres": 4.0, "tubes": 4.0, "beads": 3.0, "blobs": 5.0, "boxes": 4.0}
 """Samples that the weights are found on, and their axial blur in px."""
-PLANTED = {"strands": "cylinders", "cylinders": "strands"}
+DRAWN = ("strands", 2, "500 photons")
+PLANTED = {"cylinders": "strands", "spheres": "strands", "strands": "cylinders"}
 """Sample that is restored, and the one that the inventing network was tuned on."""
 
 
@@ -188,8 +189,8 @@ def figures(case: Case) -> dict[str, float]:
 
 
 def planted(honest: Case, lying: Case) -> dict[str, float]:
-    """Compare the maps of both networks where the second one invents."""
-    invented = lying.volume - lying.truth > 0.1
+    """Compare the maps of both networks where only the second one invents."""
+    invented = (lying.volume - lying.truth > 0.1) & (honest.volume - honest.truth < 0.05)
     maps = honest.trust(), lying.trust()
     return {
         "invented": float(invented.mean()),
@@ -197,7 +198,9 @@ def planted(honest: Case, lying: Case) -> dict[str, float]:
         "lying_mean": float(maps[1][invented].mean()),
         "honest_q90": float(np.quantile(maps[0][invented], 0.9)),
         "lying_q90": float(np.quantile(maps[1][invented], 0.9)),
-        "elsewhere": float(maps[1][~invented].mean()),
+        "higher": float((maps[1] > maps[0])[invented].mean()),
+        "honest_error": float(honest.error.mean()),
+        "lying_error": float(lying.error.mean()),
         "spearman": spearman(maps[1], lying.error),
         "honest_doubtful": doubtful_share(maps[0], honest.stack, honest.restored, honest.scale),
         "lying_doubtful": doubtful_share(maps[1], lying.stack, lying.restored, lying.scale),
@@ -212,7 +215,7 @@ def fitted(cases: Iterator[Case], per_case: int = 20_000) -> dict[str, float]:
     rows, errors = [], []
     for case in cases:
         pick = rng.choice(case.restored.size, per_case, replace=False)
-        found = signs(case.stack, case.restored, case.disagreement, case.scale, again=case.again)
+        found = signs(case.restored, case.disagreement, case.scale, again=case.again)
         rows.append({name: smoothed(sign, (0, 1, 2), SMOOTH_PX).ravel()[pick] for name, sign in found})
         errors.append(case.error.ravel()[pick])
     names = list(WEIGHTS)
@@ -257,7 +260,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=80, help="of the inventing networks; 0 leaves them out")
     parser.add_argument("--base", default="base")
-    parser.add_argument("--picture", help="PNG to write")
+    parser.add_argument("--picture", help="PNG to write, of strands with step 2 and 500 photons")
     parser.add_argument("--fit", action="store_true", help="find the weights instead")
     asked = parser.parse_args()
     begin = time.monotonic()
@@ -265,17 +268,22 @@ def main() -> None:
     if asked.fit:
         print(json.dumps(fitted(cases_to_fit(honest, asked.iterations))))
         return
-    rows, first = {}, None
+    rows: dict[str, dict[str, float]] = {}
+    first: tuple[str, Case] | None = None
     for sample in asked.samples.split(","):
         for step in map(int, asked.steps.split(",")):
             for name in asked.cameras.split(","):
                 case = case_of(sample, asked.seed, step, CAMERAS[name], honest)
-                first = first or case
-                rows[f"{sample}, step {step}, {name}"] = figures(case)
+                title = f"{sample}, step {step}, {name}"
+                rows[title] = figures(case)
+                if (sample, step, name) == DRAWN:
+                    first = title, case
     table(rows)
     inventions = {}
+    tuned: dict[str, Network] = {}
     for sample, other in PLANTED.items() if asked.iterations else ():
-        lying = inventor(other, asked.seed + 100, asked.iterations)
+        lying = tuned.get(other) or inventor(other, asked.seed + 100, asked.iterations)
+        tuned[other] = lying
         pair = [case_of(sample, asked.seed, 2, CAMERAS["500 photons"], network) for network in (honest, lying)]
         inventions[f"{sample}, network tuned on {other}"] = planted(pair[0], pair[1])
     if inventions:
@@ -283,7 +291,8 @@ def main() -> None:
     if asked.picture and first is not None:
         from trust_picture import draw
 
-        draw(first, asked.picture)
+        error = first[1].error
+        draw(first[1], (sparsified(error, first[1].trust()), sparsified(error, error)), first[0], asked.picture)
     seconds = round(time.monotonic() - begin, 1)
     print(json.dumps({"base": asked.base, "seed": asked.seed, "rows": rows, "planted": inventions, "seconds": seconds}))
 

@@ -1,12 +1,15 @@
 """The trust map: how far a restored stack is probably off, voxel by voxel, without knowing the truth.
 
-Signs of a wrong restoration are added up: where the views along X and along Y disagree; where the network does not find
-the restored volume again, when it is shown what the microscope would have seen of it (`seen_again`); where the result
-is steep along Z, and where it is bright. Their weights (`WEIGHTS`) are fixed; ``benchmarks/trust.py --fit`` finds them
-on simulated stacks, so that the map is the absolute error to expect as a fraction of the stack's intensity range: 0.1
-means that a tenth of the range is the likely error. It is never less than what the restored volume, blurred along Z,
-leaves unexplained of the raw planes: a blurred error is smaller than the error. How much blur there was is fitted, as
-no profile of the microscope is needed for a restoration. It does not know networks.
+Two signs of a wrong restoration are added up: where the views along X and along Y disagree, and where the network does
+not find the restored volume again when it is shown what the microscope would have seen of it (`seen_again`). Their
+weights (`WEIGHTS`) are fixed; ``benchmarks/trust.py --fit`` finds them on simulated stacks, so that the map is the
+absolute error to expect as a fraction of the stack's intensity range: 0.1 means that a tenth of the range is the likely
+error. It is never less than what the restored volume, blurred along Z, leaves unexplained of the raw planes: a blurred
+error is smaller than the error. How much blur there was is fitted, as no profile of the microscope is needed for a
+restoration. It does not know networks.
+
+What it cannot see: an error that both views share, that is as sharp as the raw planes allow, and that the network makes
+again and again.
 
 >>> import numpy as np
 >>> from ssai3d_rt.imaging.stack import Stack
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
 Float = npt.NDArray[np.float32]
 
-WEIGHTS = {"disagreement": 1.0, "instability": 0.0, "slope": 0.0, "level": 0.0, "change": 0.0}
+WEIGHTS = {"disagreement": 1.36, "instability": 0.45}
 """What each sign counts; found by ``benchmarks/trust.py --fit``."""
 
 SMOOTH_PX = 0.7
@@ -48,11 +51,11 @@ SMOOTH_PX = 0.7
 NOISE_PX = 1.5
 """Standard deviation of the lateral average that keeps the raw stack's noise out of the map."""
 
-DOUBTFUL_ERROR = 0.15
+DOUBTFUL_ERROR = 0.1
 """A voxel is doubtful where the map is above this fraction of the intensity range."""
 VISIBLE = 0.1
 """Only voxels above this fraction of the range, raw or restored, count: empty background is never in doubt."""
-MUCH_DOUBT = 0.4
+MUCH_DOUBT = 0.5
 """Share of doubtful voxels among the visible ones that deserves a warning."""
 
 
@@ -112,7 +115,7 @@ def trust_map(
     ``(Zi, Y, X)`` float32, not negative, in fractions of the normalised range.
     """
     doubt = np.zeros(restored.shape, np.float32)
-    for name, sign in signs(raw, restored, disagreement, scale, again=again):
+    for name, sign in signs(restored, disagreement, scale, again=again):
         sign *= np.float32(WEIGHTS[name])
         doubt += sign
     doubt = smoothed(doubt, (0, 1, 2), SMOOTH_PX)
@@ -120,33 +123,24 @@ def trust_map(
 
 
 def signs(
-    raw: Stack, restored: Float, disagreement: Float, scale: Normalisation, *, again: Float | None = None
+    restored: Float, disagreement: Float, scale: Normalisation, *, again: Float | None = None
 ) -> Iterator[tuple[str, Float]]:
     """Yield each sign of an error, one after the other, so that they need not all be in memory.
 
     Parameters
     ----------
-    raw, restored, disagreement, scale, again
+    restored, disagreement, scale, again
         See `trust_map`.
 
     Yields
     ------
-    Name, as in `WEIGHTS`, and ``(Zi, Y, X)`` float32, not negative, in fractions of the normalised range; a new array.
+    Name, as in `WEIGHTS` (no ``instability`` without `again`); ``(Zi, Y, X)`` float32, not negative, in fractions of
+    the normalised range, a new array.
     """
     yield "disagreement", disagreement * np.float32(1 / scale.scale)
-    volume = scale.apply(restored)
     if again is not None:
-        instability = again - volume
+        instability = again - scale.apply(restored)
         yield "instability", np.abs(instability, out=instability)
-        del instability
-    slope = np.gradient(volume, axis=0)
-    yield "slope", np.abs(slope, out=slope)
-    del slope
-    change = resample_z(scale.apply(raw.data), raw.anisotropy)
-    change -= volume
-    yield "change", np.abs(change, out=change)
-    del change
-    yield "level", np.maximum(volume, np.float32(0), out=volume)
 
 
 def doubtful_share(trust: Float, raw: Stack, restored: npt.NDArray[Any], scale: Normalisation) -> float:
