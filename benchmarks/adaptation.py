@@ -3,8 +3,9 @@
 python benchmarks/adaptation.py --samples strands,spheres --ways shipped,article --iterations 160
 
 For each kind of sample one stack is adapted to (noise of 500 photons and every second plane unless --clean, axial
-blur std 4 px) and a second one of the same kind, not seen before, is restored. Prints PSNR (dB, peak 1) of the raw
-stack resampled, of the base network and of each way of tuning, and one JSON line.
+blur std 4 px) and a second one of the same kind, not seen before, is restored (--same: the very stack). Prints PSNR
+(dB, peak 1) of the raw stack resampled, of the base network and of each way of tuning, the means over the seeds, and
+one JSON line.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ssai3d_rt.adapt.finetune import finetune
-from ssai3d_rt.adapt.psf import ARTICLE_ANGLES_DEG
 from ssai3d_rt.adapt.settings import FinetuneSettings
 from ssai3d_rt.calibration import calibrate
 from ssai3d_rt.calibration.denoising import Denoising
+from ssai3d_rt.compare.tuned import PLAIN
 from ssai3d_rt.imaging.axial import resample_z, restore_array
 from ssai3d_rt.imaging.metrics import psnr
 from ssai3d_rt.imaging.simulate import Camera, acquire, cylinders, spheres, standard_strands
-from ssai3d_rt.network.weights import State, load_network, network_from, torch_network
+from ssai3d_rt.network.weights import LoadedNetwork, State, load_network, network_from, torch_network
 
 if TYPE_CHECKING:
     from ssai3d_rt.imaging.stack import Stack
@@ -40,11 +41,16 @@ SAMPLES = {
 }
 WAYS = {
     "shipped": {},
-    "tuned-alone": {"blend": 1.0},
-    "no-rehearsal": {"rehearsal": 0.0},
+    "blended": {"blend": 0.5},
+    "half-rehearsal": {"rehearsal": 0.5},
+    "lateral": {"targets": "bootstrapped"},
+    "synthetic": {"targets": "synthetic"},
+    "depthwise": {"layers": "depthwise"},
+    "surgeon": {"layers": "surgeon"},
+    "tenth": {"share": 0.1},
     "first-last": {"layers": "first-last"},
     "all-layers": {"layers": "all", "lr": 3e-4},
-    "article": {"targets": "raw", "rehearsal": 0.0, "blend": 1.0, "angles_deg": ARTICLE_ANGLES_DEG, "lr": 1e-3},
+    "article": PLAIN,
 }
 CAMERA = Camera()
 
@@ -68,35 +74,49 @@ def main() -> None:
     parser.add_argument("--samples", default=",".join(SAMPLES))
     parser.add_argument("--ways", default="shipped,article")
     parser.add_argument("--iterations", type=int, default=160)
-    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--seeds", default="5")
+    parser.add_argument("--same", action="store_true", help="restore the stack that was adapted to")
     parser.add_argument("--base", default="base")
     parser.add_argument("--clean", action="store_true", help="no noise, and every plane")
     asked = parser.parse_args()
     ways = [way for way in asked.ways.split(",") if way]
     base = load_network(asked.base)
-    print(f"{'sample':10} {'raw':>7} {'base':>7}" + "".join(f" {way:>13}" for way in ways), flush=True)
-    rows = {}
+    print(f"{'sample':16} {'raw':>7} {'base':>7}" + "".join(f" {way:>14}" for way in ways), flush=True)
+    rows: dict[str, dict[str, float]] = {}
     for name in asked.samples.split(","):
-        truths = [SAMPLES[name](asked.seed + i) for i in range(2)]
-        camera, step = (Camera(photons=None), 1) if asked.clean else (CAMERA, 2)
-        seen, unseen = (acquire(truth, step, camera=camera, seed=i) for i, truth in enumerate(truths))
-        raw = resample_z(on_truth_scale(unseen.data), unseen.anisotropy)
-        row = {
-            "raw_db": psnr(raw, truths[1][: len(raw)], 1.0),
-            "base_db": restored_psnr_db(base.state, unseen, truths[1], tile=96),
-        }
-        print(f"{name:10} {row['raw_db']:7.2f} {row['base_db']:7.2f}", end="", flush=True)
-        rig = calibrate(seen)
-        for way in ways:
-            values = {"base": asked.base, "iterations": asked.iterations} | WAYS[way]
-            begin = time.monotonic()
-            model = finetune(seen, None if way == "article" else rig, settings=FinetuneSettings.of(values))
-            row[f"{way}_db"] = restored_psnr_db(model.state, unseen, truths[1], tile=96)
-            row[f"{way}_s"] = round(time.monotonic() - begin, 1)
-            print(f" {row[f'{way}_db']:13.2f}", end="", flush=True)
-        print()
-        rows[name] = {key: round(value, 3) for key, value in row.items()}
-    print(json.dumps({"iterations": asked.iterations, "seed": asked.seed, "rows": rows}))
+        seeds = [int(seed) for seed in asked.seeds.split(",")]
+        each = [measured(name, seed, ways, asked, base) for seed in seeds]
+        rows[name] = {key: round(float(np.mean([row[key] for row in each])), 3) for key in each[0]}
+        if len(seeds) > 1:
+            print(line(f"{name}, mean", rows[name], ways), flush=True)
+    mean = {key: round(float(np.mean([row[key] for row in rows.values()])), 3) for key in next(iter(rows.values()))}
+    print(line("mean of all", mean, ways))
+    print(json.dumps({"iterations": asked.iterations, "seeds": asked.seeds, "rows": rows, "mean": mean}))
+
+
+def measured(name: str, seed: int, ways: list[str], asked: argparse.Namespace, base: LoadedNetwork) -> dict[str, float]:
+    """Adapt to a stack in each way and measure what the restorations are worth; prints a line."""
+    truths = [SAMPLES[name](seed + i) for i in range(1 if asked.same else 2)]
+    camera, step = (Camera(photons=None), 1) if asked.clean else (CAMERA, 2)
+    stacks = [acquire(truth, step, camera=camera, seed=i) for i, truth in enumerate(truths)]
+    seen, unseen, truth = stacks[0], stacks[-1], truths[-1]
+    raw = resample_z(on_truth_scale(unseen.data), unseen.anisotropy)
+    row = {"raw_db": psnr(raw, truth[: len(raw)], 1.0), "base_db": restored_psnr_db(base.state, unseen, truth, tile=96)}
+    rig = calibrate(seen)
+    for way in ways:
+        values = {"base": asked.base, "iterations": asked.iterations, "denoise": "off"} | WAYS[way]
+        begin = time.monotonic()
+        model = finetune(seen, None if way == "article" else rig, settings=FinetuneSettings.of(values))
+        row[f"{way}_db"] = restored_psnr_db(model.state, unseen, truth, tile=96)
+        row[f"{way}_s"] = round(time.monotonic() - begin, 1)
+    print(line(f"{name}, {seed}", row, ways), flush=True)
+    return row
+
+
+def line(name: str, row: dict[str, float], ways: list[str]) -> str:
+    """Write a line of the table."""
+    values = "".join(f" {row[f'{way}_db']:14.2f}" for way in ways)
+    return f"{name:16} {row['raw_db']:7.2f} {row['base_db']:7.2f}{values}"
 
 
 if __name__ == "__main__":

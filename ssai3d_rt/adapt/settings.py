@@ -58,7 +58,7 @@ class FinetuneSettings(Settings):
     batch, crop
         Pairs per step and their side in px (article: 8 and 256; smaller here, for CPUs).
     lr, weight_decay
-        Of AdamW, with a cosine schedule to zero (article: Adam, 1e-3 and 1e-4; less disturbs a good base less).
+        Of AdamW, with a cosine schedule to zero (article: Adam, 1e-3 and 1e-4).
     blend
         Share of the tuned weights in the mean of base and tuned weights that is kept; 1 keeps the tuned weights alone,
         as in the article.
@@ -82,17 +82,17 @@ class FinetuneSettings(Settings):
     minutes: float = Field(default=5.0, gt=0)
     iterations: int | None = Field(default=None, ge=1)
     layers: Layers = Layers.SNIP
-    share: float = Field(default=0.1, gt=0, le=1)
+    share: float = Field(default=0.3, gt=0, le=1)
     surgeon: str | None = None
     targets: Targets = Targets.AUTO
     denoise: DenoiseMode = "auto"
-    rehearsal: float = Field(default=0.5, ge=0, lt=1)
+    rehearsal: float = Field(default=0.75, ge=0, lt=1)
     angles_deg: tuple[float, ...] = (-10.0, -5.0, 0.0, 5.0, 10.0)
     batch: int = Field(default=8, ge=2)
-    crop: int = Field(default=96, ge=16)
-    lr: float = Field(default=1e-4, gt=0)
+    crop: int = Field(default=64, ge=16)
+    lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
-    blend: float = Field(default=0.5, gt=0, le=1)
+    blend: float = Field(default=1.0, gt=0, le=1)
     min_gain_db: float = Field(default=0.2, ge=0)
     judge: bool = True
     patience: int = Field(default=6, ge=1)

@@ -125,9 +125,9 @@ def finetune(
         Targets | None, typer.Option(help="Planes as acquired, or as the base network restores them.")
     ] = None,
     denoise: Denoise = None,
-    rehearsal: Annotated[float | None, typer.Option(help="Share of synthetic pairs; 0.5 by default, 0: none.")] = None,
+    rehearsal: Annotated[float | None, typer.Option(help="Share of synthetic pairs; 0.75 by default, 0: none.")] = None,
     blend: Annotated[
-        float | None, typer.Option(help="Share of the tuned weights in those kept; 0.5 by default.")
+        float | None, typer.Option(help="Share of the tuned weights in those kept; 1 by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, stacks and iterations: same result.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in MODEL_DIR.")] = False,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Float = npt.NDArray[np.float32]
 
 PLAIN: dict[str, Any] = {
+    "share": 0.1,
     "targets": "raw",
     "rehearsal": 0.0,
     "blend": 1.0,
