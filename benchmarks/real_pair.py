@@ -12,6 +12,9 @@ the whole volume but a border that the shift leaves without data, and over the n
 Richardson-Lucy has two PSFs, the Gaussian that calibration measures and the theoretical one of a wide-field microscope
 (Gibson-Lanni, package MicroscPSF-Py), and its best number of iterations, chosen with the confocal stack at hand.
 
+With --after the same methods are also shown the stack as Richardson-Lucy with the wide-field PSF leaves it: taking
+away haze is a wide-field matter that a network for axial blur does not know.
+
 Prints a table and one JSON line.
 """
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,12 +38,14 @@ from ssai3d_rt.imaging import read_stack
 from ssai3d_rt.imaging.axial import resample_z
 from ssai3d_rt.imaging.metrics import ncc
 from ssai3d_rt.imaging.optics import Objective, diffraction_psf
+from ssai3d_rt.imaging.stack import Stack
+from ssai3d_rt.progress import Progress, silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ssai3d_rt.compare import Method
-    from ssai3d_rt.imaging.stack import Stack
+    from ssai3d_rt.calibration.profile import RigProfile
+    from ssai3d_rt.compare import Fit, Method
 
 Float = npt.NDArray[np.float32]
 
@@ -58,6 +64,7 @@ def main() -> None:
     parser.add_argument("--methods", default="raw,base,ssai3d")
     parser.add_argument("--iterations", type=int, default=160, help="of training")
     parser.add_argument("--rl", default="5,10,20,40,80", help="iterations of Richardson-Lucy that are tried")
+    parser.add_argument("--after", default="20", help="iterations of Richardson-Lucy before the methods; empty: none")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     stack = read_stack(asked.file, channel=1)
@@ -68,8 +75,9 @@ def main() -> None:
     print(f"{rig.blur_px_min:.2f} to {rig.blur_px_max:.2f} px; lateral {rig.lateral_um} um, axial {rig.axial_um} um\n")
     print(f"{'method':32} {'whole':>7} {'nucleus':>8} {'fit s':>6}", flush=True)
     budget, rows = Budget(iterations=asked.iterations, seed=asked.seed), {}
-    counts = [int(count) for count in asked.rl.split(",") if count]
-    for label, each in (*((n, method(n)) for n in asked.methods.split(",") if n), *richardson_lucy(stack, counts)):
+    counts, before = ([int(count) for count in text.split(",") if count] for text in (asked.rl, asked.after))
+    named = [(name, method(name)) for name in asked.methods.split(",") if name]
+    for label, each in (*named, *richardson_lucy(stack, counts), *after(stack, before, named)):
         fit = each.fit(stack, rig, budget)
         begin = time.monotonic()
         volume = fit.restore(stack)
@@ -80,9 +88,38 @@ def main() -> None:
     print(json.dumps({"iterations": asked.iterations, "seed": asked.seed, "shift_px": shift.tolist(), "rows": rows}))
 
 
+@dataclass(frozen=True)
+class After:
+    """A method that is shown what another one restored."""
+
+    first: Method
+    then: Method
+    name: str = "after"
+    summary: str = "one method after another"
+
+    def fit(self, stack: Stack, rig: RigProfile | None, budget: Budget, *, progress: Progress = silent) -> Fit:
+        """Restore with the first, calibrate on that, and fit the second to it."""
+        volume = self.first.fit(stack, rig, budget).restore(stack)
+        shown = Stack(np.maximum(volume, 0), (stack.lateral_um,) * 3)
+        fit = self.then.fit(shown, calibrate(shown), budget, progress=progress)
+        return replace(fit, restore=lambda _: fit.restore(shown))
+
+
+def after(stack: Stack, counts: list[int], named: list[tuple[str, Method]]) -> Iterator[tuple[str, Method]]:
+    """Name the methods after Richardson-Lucy with the wide-field PSF."""
+    for count in counts:
+        first = RichardsonLucy(iterations=count, psf=wide_field_psf(stack))
+        yield from ((f"{name} after wide-field {count}", After(first, each)) for name, each in named if name != "raw")
+
+
+def wide_field_psf(stack: Stack) -> Float:
+    """Compute the theoretical PSF of the wide-field microscope in the stack's lateral pixels."""
+    return binned(diffraction_psf(OBJECTIVE, pixel_um=stack.lateral_um / FINER, side_px=FINER * PSF_SIDE_PX))
+
+
 def richardson_lucy(stack: Stack, counts: list[int]) -> Iterator[tuple[str, Method]]:
     """Name Richardson-Lucy with both PSFs and every number of iterations."""
-    psf = binned(diffraction_psf(OBJECTIVE, pixel_um=stack.lateral_um / FINER, side_px=FINER * PSF_SIDE_PX))
+    psf = wide_field_psf(stack)
     for count in counts:
         yield f"richardson-lucy, Gaussian, {count}", RichardsonLucy(iterations=count)
     for count in counts:
