@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,10 @@ from ssai3d_rt.adapt.targets import balance, like_z, turned_slices
 from ssai3d_rt.imaging.axial import resample_z
 from ssai3d_rt.imaging.normalise import Normalisation
 from ssai3d_rt.imaging.simulate import Camera, acquire, cylinders, spheres, standard_strands
-from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.network.weights import load_network, network_from
+
+if TYPE_CHECKING:
+    from ssai3d_rt.imaging.stack import Stack
 
 SHAPE = (96, 96, 96)
 SAMPLES = {
