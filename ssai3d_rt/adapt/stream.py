@@ -25,6 +25,7 @@ from ssai3d_rt.adapt.finetune import (
 )
 from ssai3d_rt.adapt.lesson import blur_of, draw_rehearsal, prepare
 from ssai3d_rt.adapt.psf import psf_bank
+from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
 from ssai3d_rt.adapt.train import step, train
 from ssai3d_rt.imaging.normalise import Normalisation
 from ssai3d_rt.network.weights import load_network, network_from
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from ssai3d_rt.adapt.mask import Selection
     from ssai3d_rt.adapt.model import AdaptedModel
     from ssai3d_rt.adapt.pairs import PairSource
-    from ssai3d_rt.adapt.settings import FinetuneSettings
     from ssai3d_rt.calibration.profile import RigProfile
     from ssai3d_rt.imaging.stack import Stack
     from ssai3d_rt.progress import Progress
@@ -270,7 +270,7 @@ class _Learner:
 
     def _draw(self) -> npt.NDArray[np.float32] | None:
         """Draw the images to rehearse on, while the first planes are taken."""
-        if not self.settings.rehearsal:
+        if not self.settings.rehearsal and self.settings.targets not in (Targets.AUTO, Targets.SYNTHETIC):
             return None
         bank_px, angles_deg = blur_of(self.rig, self.settings)
         bank = psf_bank(*bank_px, angles_deg=angles_deg)

@@ -214,7 +214,7 @@ def test_tuning_that_does_not_help_is_not_used(base: Path, stack: Stack) -> None
 
 def test_rehearsal_images_are_drawn_once(base: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr("ssai3d_rt.adapt.finetune.REHEARSAL_IMAGES", 4)
+    monkeypatch.setattr("ssai3d_rt.adapt.lesson.REHEARSAL_IMAGES", 4)
     chosen = settings(base, iterations=4, rehearsal=0.5)
 
     def note(label: str, done: int, total: int, /) -> None:
