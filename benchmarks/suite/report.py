@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssai3d_rt.compare import METHODS
 from suite.figures import blur_figure, similarity_figure
+from suite.job import SHIPPED_STEPS
 from suite.remarks import remarks
 from suite.table import GROUPS, beads_table, cases_table, cost_table, kinds_table
 
@@ -109,7 +110,10 @@ def _facts(rows: list[Row], size: Size) -> str:
     sides = " and ".join(f"{side}^3" for side in sorted({row.case.side for row in rows}, reverse=True))
     crops = f"crops of {size.crop} px" if size.crop else "crops as each method ships"
     date = time.strftime("%Y-%m-%d")
-    return f"{date}, {_machine()}. Volumes of {sides} voxels, at most {most} steps of training, {crops}.\n"
+    return (
+        f"{date}, {_machine()}. Volumes of {sides} voxels, at most {most} steps of training (`ssai3d`: {SHIPPED_STEPS} times "
+        f"as many in the first table, as it is made for minutes), {crops}.\n"
+    )
 
 
 def _machine() -> str:
