@@ -111,8 +111,8 @@ def _facts(rows: list[Row], size: Size) -> str:
     crops = f"crops of {size.crop} px" if size.crop else "crops as each method ships"
     date = time.strftime("%Y-%m-%d")
     return (
-        f"{date}, {_machine()}. Volumes of {sides} voxels, at most {most} steps of training (`ssai3d`: {SHIPPED_STEPS} times "
-        f"as many in the first table, as it is made for minutes), {crops}.\n"
+        f"{date}, {_machine()}. Volumes of {sides} voxels, at most {most} steps of training (`ssai3d`: "
+        f"{SHIPPED_STEPS} times as many in the first table, as it is made for minutes), {crops}.\n"
     )
 
 
