@@ -15,14 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
-
 from ssai3d_rt.calibration.noise import measure_intensity, measure_noise
 from ssai3d_rt.imaging.denoise import OFF, NoiseModel, choose_denoiser, denoise
 from ssai3d_rt.progress import Progress, silent
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
 
     from ssai3d_rt.calibration.profile import Noise
 

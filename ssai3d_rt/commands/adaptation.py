@@ -126,9 +126,7 @@ def finetune(
     ] = None,
     denoise: Denoise = None,
     rehearsal: Annotated[float | None, typer.Option(help="Share of synthetic pairs; 0.75 by default, 0: none.")] = None,
-    blend: Annotated[
-        float | None, typer.Option(help="Share of the tuned weights in those kept; 1 by default.")
-    ] = None,
+    blend: Annotated[float | None, typer.Option(help="Share of the tuned weights in those kept; 1 by default.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, stacks and iterations: same result.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in MODEL_DIR.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapted model in MODEL_DIR.")] = False,

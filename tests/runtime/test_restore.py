@@ -11,12 +11,10 @@ import tifffile
 
 from ssai3d_rt.errors import BackendError, BundleError, InputError, StorageError, VoxelSizeError
 from ssai3d_rt.imaging.read import open_acquisition, read_stack, read_stacks
-from ssai3d_rt.imaging.reblur import blurred_planes, fitted_blur_px
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.write import read_provenance, write_ome_tiff
 from ssai3d_rt.runtime.backends import open_runner, why_not
 from ssai3d_rt.runtime.restore import restore, restore_file, restore_position
-from ssai3d_rt.runtime.trust import trust_map, unexplained
 from tests.tiny import tiny_stack
 
 if TYPE_CHECKING:
