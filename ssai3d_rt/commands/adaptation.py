@@ -36,7 +36,7 @@ Ranked = Literal[
     "random",
 ]
 Layers = Literal[Ranked, "first-last", "depthwise", "all", "none"]
-Targets = Literal["raw", "bootstrapped"]
+Targets = Literal["auto", "turned", "synthetic", "bootstrapped", "raw"]
 Precision = Literal["fp16", "fp32"]
 Engine = Literal["none", "tensorrt", "tensorrt-rtx"]
 
@@ -122,7 +122,11 @@ def finetune(
         Path | None, typer.Option(metavar="FILE", help="Surgeon for --layers surgeon or surgeon-published (sur.pt).")
     ] = None,
     targets: Annotated[
-        Targets | None, typer.Option(help="Planes as acquired, or as the base network restores them.")
+        Targets | None,
+        typer.Option(
+            metavar="auto|turned|synthetic|bootstrapped|raw",
+            help="What to learn from; auto chooses by the sample, see docs/calibrate-and-finetune.md.",
+        ),
     ] = None,
     denoise: Denoise = None,
     rehearsal: Annotated[float | None, typer.Option(help="Share of synthetic pairs; 0.75 by default, 0: none.")] = None,

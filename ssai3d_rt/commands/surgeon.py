@@ -21,7 +21,7 @@ def rank(
     surgeon: Annotated[Path | None, typer.Option(metavar="FILE", help="Another surgeon; sur.pt if published.")] = None,
     rig: Annotated[Path | None, typer.Option(help="Rig profile; without it the article's blur, 3 to 7 px.")] = None,
     base: Annotated[str, typer.Option(metavar="NAME|FILE", help="Base network: see `weights list`.")] = "base",
-    share: Annotated[float, typer.Option(help="Share of the layers that would train.")] = 0.1,
+    share: Annotated[float, typer.Option(help="Share of the layers that would train.")] = 0.3,
     rehearsal: Annotated[float | None, typer.Option(help="Share of synthetic pairs, as for `finetune`.")] = None,
     every: Annotated[bool, typer.Option("--all", help="List every layer, not only those that would train.")] = False,
     voxel_z: VoxelZ = None,
