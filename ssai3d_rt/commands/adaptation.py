@@ -124,8 +124,8 @@ def finetune(
     targets: Annotated[
         Targets | None,
         typer.Option(
-            metavar="auto|turned|synthetic|bootstrapped|raw",
-            help="What to learn from; auto chooses by the sample, see docs/calibrate-and-finetune.md.",
+            metavar="WHAT",
+            help="What to learn from: auto (turned or synthetic, by the sample), bootstrapped, or raw (article).",
         ),
     ] = None,
     denoise: Denoise = None,
