@@ -70,7 +70,12 @@ def followed(
         arguments = (str(path), asked.seed, asked.size, asked.period)
         writer = multiprocessing.get_context("spawn").Process(target=acquire_slowly, args=arguments)
         writer.start()
-        growing = GrowingStack(path, Following(poll_s=0.1))
+
+        def writer_works() -> None:
+            if writer.exitcode not in (None, 0):
+                raise RuntimeError(f"the process that writes the stack ended with {writer.exitcode}")
+
+        growing = GrowingStack(path, Following(poll_s=0.1), on_look=writer_works)
         header = growing.header()
         first_s, cpu_s, early = time.monotonic(), time.process_time(), 0
 
