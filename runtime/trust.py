@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 Float = npt.NDArray[np.float32]
 
-WEIGHTS = {"disagreement": 1.36, "instability": 0.45}
+WEIGHTS = {"disagreement": 1.31, "instability": 0.56}
 """What each sign counts; found by ``benchmarks/trust.py --fit``."""
 
 SMOOTH_PX = 0.7
