@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from ssai3d_rt.adapt.finetune import finetune
 from ssai3d_rt.adapt.settings import FinetuneSettings
+from ssai3d_rt.calibration.denoising import Denoising
 from ssai3d_rt.calibration.profile import RigProfile
 from ssai3d_rt.imaging.axial import deblur_axial, resample_z, restore_array
 from ssai3d_rt.imaging.simulate import (
@@ -125,15 +126,20 @@ class Case:
 
 
 def case_of(sample: str, seed: int, step: int, camera: Camera, network: Network, blur_px: float = 4.0) -> Case:
-    """Simulate and restore."""
+    """Simulate, denoise where that is called for, as `restore` does, and restore."""
     truth = SAMPLES[sample](seed)
     stack = acquire(truth, step, camera=camera, std_px=(blur_px, 0.5, 0.5), seed=seed)
-    done = restore_array(stack.data, stack.voxel_um, network, tile=96, want_disagreement=True)
+    plan = Denoising.of(stack.data, "auto")
+    done = restore_array(
+        stack.data, stack.voxel_um, network, tile=96, want_disagreement=True, denoised=plan.apply(stack.data)
+    )
     assert done.disagreement is not None
     counts = truth[: len(done.data)] * camera.full_scale + camera.offset
     scale = done.normalisation
     restored = done.data.astype(np.float32)
-    shown = resample_z(scale.apply(seen_again(stack, restored, scale)), stack.anisotropy)
+    planes = seen_again(stack, restored, scale)
+    quiet = plan.apply(planes)
+    shown = resample_z(scale.apply(planes if quiet is None else quiet), stack.anisotropy)
     again = deblur_axial(shown, network, tile=96).volume
     return Case(stack, scale.apply(counts), restored, done.disagreement, scale, again)
 
