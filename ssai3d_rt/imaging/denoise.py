@@ -39,10 +39,9 @@ Float = npt.NDArray[np.float32]
 DenoiseMode = Literal["auto", "off", "dct"]
 
 OFF = "off"
-NOISY_SNR = 22.0
-"""``auto`` denoises below this signal to noise ratio of the brightest parts, voxel by voxel: between stacks of 500
-photons at full intensity (13 to 21), whose restorations gain, and the finest structures without any noise (from 25 on),
-where fine structure is all that is measured; see docs/restore.md."""
+NOISY_SNR = 30.0
+"""``auto`` denoises below this signal to noise ratio of the brightest parts, voxel by voxel. Restorations of simulated
+stacks of 500 photons at full intensity (12 to 24) gain, those of 2000 photons hardly; see docs/restore.md."""
 
 THRESHOLD = 2.7
 """Coefficients below so many standard deviations of the noise are dropped in the first pass."""
