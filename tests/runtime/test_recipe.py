@@ -81,6 +81,7 @@ def test_a_result_is_known_by_its_provenance_and_trust_maps_come_with_it(rig: Ri
     with rig.running_with(recipe):
         rig.wait_for(a=State.DONE)
     assert rig.results() == ["a_iso.ome.tif", "a_trust.ome.tif"]
+    assert rig.reason("a.ome.tif").startswith("warning: very noisy data")
     result, content = rig.out / "a_iso.ome.tif", content_hash([source])
     assert recipe.made(result, content)
     assert not recipe.made(result, "0" * 64)

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 
 from ssai3d_rt.errors import BackendError, BundleError, InputError, StorageError, VoxelSizeError
+from ssai3d_rt.export.bundle import AdaptationEntry
 from ssai3d_rt.imaging.read import open_acquisition, read_stack, read_stacks
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.write import read_provenance, write_ome_tiff
@@ -81,6 +82,21 @@ def test_what_lies_outside_the_methods_limits_is_restored_with_a_warning(runner:
         restore(Stack(stack.data[:2], stack.voxel_um), runner)
 
 
+def test_a_stack_that_the_model_was_not_adapted_to_is_restored_with_a_warning(
+    tiny_bundle: Bundle, tmp_path: Path, runner: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = {"voxel_um": [0.4, 0.1, 0.1], "scale": 4000.0, "std": 400.0}
+    adaptation = AdaptationEntry(record={"stacks": [entry]})
+    raw = tiny_stack()
+    write_ome_tiff(tmp_path / "other.ome.tif", Stack(raw.data, (0.8, 0.2, 0.2)))
+    with open_acquisition(tmp_path / "other.ome.tif") as acquisition, caplog.at_level(logging.WARNING):
+        done = restore_position(acquisition, 0, tmp_path / "iso.ome.tif", runner, adaptation=adaptation)
+    (sentence,) = done.reports[0]["warnings"]
+    assert "adapted to another kind of stack: the pixel is 0.2 um, it was 0.1" in sentence
+    assert caplog.text.count(sentence) == 1
+    assert read_provenance(tmp_path / "iso.ome.tif")["normalisation"][0]["warnings"] == [sentence]
+
+
 def test_a_bundle_will_do_in_place_of_a_runner(tiny_bundle: Bundle, private_cache: Path) -> None:
     done = restore(tiny_stack(), tiny_bundle)
     assert done.report["bundle_id"] == tiny_bundle.bundle_id
@@ -131,6 +147,7 @@ def test_trust_is_written_beside_the_result(tmp_path: Path, runner: Runner) -> N
     assert (trust.data.shape, trust.voxel_um, trust.channel) == (result.data.shape, result.voxel_um, "GFP")
     assert trust.data.min() >= 0
     assert trust.data.max() > 0
+    assert 0 <= report["doubtful"] <= 1
     assert report["mean_doubt"] == pytest.approx(read_stack(report["trust"], channel="DAPI").data.mean(), rel=1e-3)
     assert len(list((tmp_path / "out").iterdir())) == 2
 
