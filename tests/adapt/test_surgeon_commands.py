@@ -39,7 +39,18 @@ def test_a_surgeon_is_trained_and_ranks(folder: Path, capsys: pytest.CaptureFixt
     assert read_record(folder / "mine" / "surgeon.json").stacks == {"0-cells-0": "0-cells-0"}
     assert Surgeon.load(folder / result["known"]).record.base == "tiny.safetensors"
 
-    arguments = ["surgeon", "rank", "cells.tif", "--base", "tiny.safetensors", "-o", "bars.png", "--all", "--share", "0.1"]
+    arguments = [
+        "surgeon",
+        "rank",
+        "cells.tif",
+        "--base",
+        "tiny.safetensors",
+        "-o",
+        "bars.png",
+        "--all",
+        "--share",
+        "0.1",
+    ]
     assert cli.main([*arguments, "--rehearsal", "0"]) == 0
     out = capsys.readouterr().out
     names = layers_of(NAFNet(NAFNetShape(width=4, enc=(1,), middle=1, dec=(1,))))
