@@ -51,7 +51,7 @@ def test_a_surgeon_is_trained_and_ranks(folder: Path, capsys: pytest.CaptureFixt
         "--share",
         "0.1",
     ]
-    assert cli.main([*arguments, "--rehearsal", "0"]) == 0
+    assert cli.main([*arguments, "--rehearsal", "0", "--share", "0.1"]) == 0
     out = capsys.readouterr().out
     names = layers_of(NAFNet(NAFNetShape(width=4, enc=(1,), middle=1, dec=(1,))))
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
