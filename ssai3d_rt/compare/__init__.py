@@ -1,12 +1,12 @@
 """Methods of restoration behind one protocol, by name, to be compared on one stack.
 
 >>> sorted(METHODS)[:3]
-['article', 'base', 'full']
+['article', 'base', 'care']
 >>> method("ssai3d").name
 'ssai3d'
 >>> method("arcticle")
 Traceback (most recent call last):
-ssai3d_rt.errors.ConfigError: unknown method "arcticle"; did you mean "article"?
+ssai3d_rt.errors.ConfigError: unknown method "arcticle"; did you mean "article" or "care"?
 """
 
 from __future__ import annotations
