@@ -56,8 +56,8 @@ DOUBTFUL_ERROR = 0.1
 VISIBLE = 0.1
 """Only voxels above this fraction of the range, raw or restored, count: empty background is never in doubt."""
 MUCH_DOUBT = 0.35
-"""Share of doubtful voxels among the visible ones that deserves a warning; the base network stays below (0.13 to 0.31 in
-``benchmarks/trust.py``)."""
+"""Share of doubtful voxels among the visible ones that deserves a warning; the base network stays below (0.13 to 0.31
+in ``benchmarks/trust.py``)."""
 
 
 def seen_again(raw: Stack, restored: Float, scale: Normalisation) -> Float:
