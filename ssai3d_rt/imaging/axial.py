@@ -329,9 +329,17 @@ class _Run:
     def gather(self, tiles: Float) -> None:
         """Copy the pixels into ``tiles`` (N, T, T)."""
         job = self.job
-        slices = job.source[:, job.number : job.number + self.count]  # (Z, n, X)
-        slab = slices[job.depth.reads(job.i)][:, :, job.across.reads(job.j)]  # (T, n, T)
-        tiles[self.slot : self.slot + self.count] = slab.transpose(1, 0, 2)
+        rows, z = job.depth.inside(job.i)
+        columns, x = job.across.inside(job.j)
+        place = tiles[self.slot : self.slot + self.count]
+        # One strided copy of the real pixels; what lies beyond the ends is then reflected within the tile.
+        place[:, rows, columns] = job.source[z, job.number : job.number + self.count, x].transpose(1, 0, 2)
+        outside, mirrored = job.across.beyond(job.j)
+        if outside.size:
+            place[:, :, outside] = place[:, :, mirrored]
+        outside, mirrored = job.depth.beyond(job.i)
+        if outside.size:
+            place[:, outside] = place[:, mirrored]
 
     def add(self, answers: Float) -> None:
         """Add the weighted answers ``(N, T, T)`` to the target."""

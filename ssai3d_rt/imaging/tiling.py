@@ -74,6 +74,11 @@ class Cover:
         first, last = max(0, -start), min(self.tile, self.length - start)
         return slice(first, last), slice(start + first, start + last)
 
+    def beyond(self, number: int) -> tuple[Index, Index]:
+        """Return the places of tile `number` that lie beyond the ends, and the places in it that they reflect."""
+        outside = np.flatnonzero(self.weights[number] == 0)
+        return outside, self.reads(number)[outside] - self.starts[number]
+
     def total(self) -> Weights:
         """Return ``(length,)``, the sum of all weights at each pixel: one, up to float32 rounding."""
         total = np.zeros(self.length, np.float32)

@@ -10,6 +10,7 @@ import pytest
 from ssai3d_rt.errors import BackendError, InputError, VoxelSizeError
 from ssai3d_rt.imaging.axial import deblur_axial, interpolation_matrix, resample_z, restore_array
 from ssai3d_rt.imaging.stack import Stack
+from ssai3d_rt.imaging.tiling import Cover
 
 Float = npt.NDArray[np.float32]
 
@@ -88,6 +89,20 @@ def test_tiles_are_full_batches_of_axial_slices_with_z_down_the_rows() -> None:
 
     deblur_axial(z, look, tile=16, batch=5)
     assert seen == [5, 5, 5, 5, 5, 5, 2]  # 16 XZ and 16 YZ slices
+
+
+def test_tiles_at_the_ends_are_reflected() -> None:
+    volume = np.random.default_rng(0).random((9, 30, 21), np.float32)
+    seen: list[Float] = []
+
+    def network(tiles: Float) -> Float:
+        seen.append(tiles.copy())
+        return tiles
+
+    deblur_axial(volume, network, tile=16, batch=4, overlap=8)
+    depth, across = Cover.of(9, tile=16, overlap=8), Cover.of(21, tile=16, overlap=8)
+    wanted = [volume[:, y][np.ix_(depth.reads(0), across.reads(j))] for j in range(2) for y in range(30)]
+    np.testing.assert_array_equal(np.concatenate(seen)[: len(wanted), 0], wanted)
 
 
 def test_a_local_filter_gives_the_same_tiled_and_untiled_and_no_seam() -> None:

@@ -35,6 +35,20 @@ def test_an_identity_network_gives_identity(geometry: tuple[int, int, int]) -> N
 
 
 @given(geometries())
+def test_what_lies_beyond_the_ends_is_reflected_within_the_tile(geometry: tuple[int, int, int]) -> None:
+    length, tile, overlap = geometry
+    cover = Cover.of(length, tile=tile, overlap=overlap)
+    signal = np.random.default_rng(length).random(length)
+    for number in range(len(cover.starts)):
+        within, pixels = cover.inside(number)
+        copied = np.full(tile, np.nan)
+        copied[within] = signal[pixels]
+        outside, mirrored = cover.beyond(number)
+        copied[outside] = copied[mirrored]
+        np.testing.assert_array_equal(copied, signal[cover.reads(number)])
+
+
+@given(geometries())
 def test_tiles_overlap_as_asked_are_spread_evenly_and_no_more_than_needed(geometry: tuple[int, int, int]) -> None:
     length, tile, overlap = geometry
     starts = tile_starts(length, tile=tile, overlap=overlap)
