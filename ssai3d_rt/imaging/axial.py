@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +153,8 @@ def deblur_axial(
     volume
         ``(Z, Y, X)`` float32 about [0, 1], isotropic voxels.
     network
-        Restores tiles; see `Network`. Called with `batch` tiles, fewer only in the last call.
+        Restores tiles; see `Network`. Called with `batch` tiles, fewer only in the last call, from one thread, which is
+        not the caller's: the next tiles are cut and the last ones put together meanwhile.
     tile
         Tile size T in pixels.
     batch
@@ -188,19 +190,17 @@ def deblur_axial(
         for j in range(len(cover.starts))
         for number in range(source.shape[1])
     )
+    progress("restore", 0, total)
     done = 0
-    progress("restore", done, total)
-    tiles = np.empty((batch, 1, tile, tile), np.float32)
-    for runs, count in _batches(jobs, batch):
-        for run in runs:
-            run.gather(tiles[:, 0])
-        answers = network(tiles[:count])
-        if answers.shape != (count, 1, tile, tile):
-            raise BackendError(f"the network returned shape {answers.shape} for tiles {tiles[:count].shape}")
-        for run in runs:
-            run.add(answers[:, 0])
-        done += count
-        progress("restore", done, total)
+    slots = np.empty((2, batch, 1, tile, tile), np.float32)
+    with ThreadPoolExecutor(1, "network") as thread:
+        for runs, answers in _answers(
+            _batches(jobs, batch), lambda tiles: thread.submit(_answer, network, tiles), slots
+        ):
+            for run in runs:
+                run.add(answers[:, 0])
+            done += len(answers)
+            progress("restore", done, total)
 
     if not want_disagreement:
         xz *= np.float32(0.5)
@@ -349,6 +349,30 @@ class _Run:
         weights = job.depth.weights[job.i, rows, None] * job.across.weights[job.j, None, columns]
         answer = answers[self.slot : self.slot + self.count, rows, columns] * weights  # (n, t, t)
         job.target[z, job.number : job.number + self.count, x] += answer.transpose(1, 0, 2)
+
+
+def _answers(
+    batches: Iterator[tuple[list[_Run], int]], ask: Callable[[Float], Future[Float]], slots: Float
+) -> Iterator[tuple[list[_Run], Float]]:
+    """Cut one batch of tiles, and hand out the answers to the last one, while the network has another."""
+    waiting: tuple[list[_Run], Future[Float]] | None = None
+    for number, (runs, count) in enumerate(batches):
+        tiles = slots[number % 2, :count]
+        for run in runs:
+            run.gather(tiles[:, 0])
+        asked = ask(tiles)
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+        waiting = runs, asked
+    if waiting is not None:
+        yield waiting[0], waiting[1].result()
+
+
+def _answer(network: Network, tiles: Float) -> Float:
+    answers = network(tiles)
+    if answers.shape != tiles.shape:
+        raise BackendError(f"the network returned shape {answers.shape} for tiles {tiles.shape}")
+    return answers
 
 
 def _batches(jobs: Iterator[_Job], batch: int) -> Iterator[tuple[list[_Run], int]]:
