@@ -4,8 +4,8 @@ python benchmarks/adaptation.py --samples strands,spheres --ways shipped,article
 
 For each kind of sample one stack is adapted to (noise of 500 photons and every second plane unless --clean, axial
 blur std 4 px) and a second one of the same kind, not seen before, is restored (--same: the very stack). Prints PSNR
-(dB, peak 1) of the raw stack resampled, of the base network and of each way of tuning, the means over the seeds, and
-one JSON line.
+(dB, peak 1) of the raw stack resampled, of the base network and of each way of tuning with what it gained on held-out
+pairs, the means over the seeds, and one JSON line.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ SAMPLES = {
 }
 WAYS = {
     "shipped": {},
+    "ungated": {"min_gain_db": 0},
     "blended": {"blend": 0.5},
     "half-rehearsal": {"rehearsal": 0.5},
     "lateral": {"targets": "bootstrapped"},
@@ -81,7 +82,7 @@ def main() -> None:
     asked = parser.parse_args()
     ways = [way for way in asked.ways.split(",") if way]
     base = load_network(asked.base)
-    print(f"{'sample':16} {'raw':>7} {'base':>7}" + "".join(f" {way:>14}" for way in ways), flush=True)
+    print(f"{'sample':16} {'raw':>7} {'base':>7}" + "".join(f" {way:>14}   held" for way in ways), flush=True)
     rows: dict[str, dict[str, float]] = {}
     for name in asked.samples.split(","):
         seeds = [int(seed) for seed in asked.seeds.split(",")]
@@ -109,13 +110,15 @@ def measured(name: str, seed: int, ways: list[str], asked: argparse.Namespace, b
         model = finetune(seen, None if way == "article" else rig, settings=FinetuneSettings.of(values))
         row[f"{way}_db"] = restored_psnr_db(model.state, unseen, truth, tile=96)
         row[f"{way}_s"] = round(time.monotonic() - begin, 1)
+        held_out = [check.held_out_psnr_db for check in model.record.checks]
+        row[f"{way}_held_out_gain_db"] = round(max(held_out) - held_out[0], 3)
     print(line(f"{name}, {seed}", row, ways), flush=True)
     return row
 
 
 def line(name: str, row: dict[str, float], ways: list[str]) -> str:
     """Write a line of the table."""
-    values = "".join(f" {row[f'{way}_db']:14.2f}" for way in ways)
+    values = "".join(f" {row[f'{way}_db']:14.2f} {row[f'{way}_held_out_gain_db']:+6.2f}" for way in ways)
     return f"{name:16} {row['raw_db']:7.2f} {row['base_db']:7.2f}{values}"
 
 

@@ -69,6 +69,10 @@ def similarity_figure(results: Results, path: Path) -> bool:
         axis.set(
             title=f"{kind}: {likeness} similarity", xlabel="error of lateral pairs (MSE)", xscale="log", yscale="log"
         )
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+            scale.set_major_formatter(lambda value, _: f"{value:g}")
+            scale.set_minor_formatter(lambda *_: "")
         axis.grid(alpha=0.25, which="both")
     if drawn:
         line = (min(all_errors) * 0.8, max(all_errors) * 1.25)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ssai3d_rt.adapt.settings import FinetuneSettings
 from ssai3d_rt.calibration import calibrate
 from ssai3d_rt.compare import Budget
 from ssai3d_rt.errors import InputError, Ssai3dError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 Float = npt.NDArray[np.float32]
 SHIPPED_STEPS = 3
-"""Times the steps that fine-tuning as shipped takes in the main rows."""
+"""Times the steps that fine-tuning as shipped takes: it is made for minutes."""
 SAME_BEAD_PX = 4.0
 """A fitted spot belongs to a bead whose middle is not farther."""
 
@@ -46,13 +47,20 @@ class Job:
     @property
     def digest(self) -> str:
         """Says what was asked for: results of another row definition are not taken for this job's."""
-        asked = (self.row.case, self.row.restored, self.iterations, self.method, self.seed, self.crop)
+        asked: tuple[Any, ...] = (self.row.case, self.row.restored, self.iterations, self.method, self.seed, self.crop)
+        if self.shipped:
+            asked = (*asked, FinetuneSettings())
         return hashlib.sha256(repr(asked).encode()).hexdigest()[:12]
 
     @property
     def iterations(self) -> int:
-        """Steps of training: more for what ships, which is made for minutes, in the main rows."""
-        return self.row.iterations * (SHIPPED_STEPS if self.method == "ssai3d" and self.row.group == "kinds" else 1)
+        """Steps of training, more for what ships."""
+        return self.row.iterations * (SHIPPED_STEPS if self.shipped else 1)
+
+    @property
+    def shipped(self) -> bool:
+        """Whether the method is fine-tuning as shipped, with or without settings."""
+        return self.method.partition("[")[0] == "ssai3d"
 
     @property
     def cost_s(self) -> float:
@@ -64,7 +72,7 @@ class Job:
             return total
         step_s = {"self-net": 0.8, "care": 0.2, "full": 0.2, "sparse:all": 0.2}.get(self.method, 0.13)
         crops = 1.0 if self.method == "self-net" else ((self.crop or 96) / 64) ** 2
-        shipped = 4e-6 * voxels + 6 if self.method.startswith("ssai3d") else 0.0
+        shipped = 4e-6 * voxels + 6 if self.shipped else 0.0
         return total + 1 + self.iterations * step_s * crops + shipped
 
 

@@ -112,7 +112,7 @@ def _facts(rows: list[Row], size: Size) -> str:
     date = time.strftime("%Y-%m-%d")
     return (
         f"{date}, {_machine()}. Volumes of {sides} voxels, at most {most} steps of training (`ssai3d`: "
-        f"{SHIPPED_STEPS} times as many in the first table, as it is made for minutes), {crops}.\n"
+        f"{SHIPPED_STEPS} times as many, as it is made for minutes), {crops}.\n"
     )
 
 
