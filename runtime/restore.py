@@ -1,9 +1,9 @@
 """Restore: a raw stack in, an isotropic stack out, and a report of what was done to it.
 
 `restore` is one stack in memory, see `onestack`. `restore_position` streams all stacks of one position into one new
-OME-TIFF, one stack in memory at a time. `restore_file` does so for every position of a data set and publishes each
-result whole or not at all. The geometry and the intensity scale are `imaging.axial`'s; how a network runs is the
-backend's.
+OME-TIFF; three stacks are in memory at most (see `overlap`). `restore_file` does so for every position of a data set
+and publishes each result whole or not at all. The geometry and the intensity scale are `imaging.axial`'s; how a network
+runs is the backend's.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ssai3d_rt.runtime.backends import open_runner
 from ssai3d_rt.runtime.backends.reference import open_base
 from ssai3d_rt.runtime.caution import summed_up, warnings_of
 from ssai3d_rt.runtime.onestack import OVERLAP_PX, Restored, mode_of, restore
+from ssai3d_rt.runtime.overlap import ahead, behind
 from ssai3d_rt.runtime.publish import RESULT_SUFFIX, discard, make_folder, place, result_name, seal, temporary_name
 from ssai3d_rt.runtime.trust import doubt_warning
 
@@ -75,7 +76,8 @@ def restore_position(
 
     Time points of which a plane is missing (an acquisition that was stopped early) are left out, with a warning. Where
     there are several stacks each is read twice: first to find out what is wrong with any of them before the long work
-    begins, and to write every normalisation into the file's provenance.
+    begins, and to write every normalisation into the file's provenance. While one stack is restored the next is read
+    and the last written.
 
     Parameters
     ----------
@@ -123,8 +125,7 @@ def restore_position(
     with tempfile.TemporaryDirectory(prefix=".ssai3d-trust-", dir=path.parent) as spool:
 
         def stacks() -> Iterator[Stack]:
-            for number, key in enumerate(keys):
-                raw = kept or acquisition.read(key)
+            for number, raw in enumerate(ahead(kept or acquisition.read(key) for key in keys)):
                 done = restore(
                     raw,
                     runner,
@@ -145,7 +146,10 @@ def restore_position(
                 data = np.load(Path(spool, f"{number}.npy"))
                 yield Stack(data, like.voxel_um, key.channel_name, key.time, key.position_name)
 
-        written = write_ome_tiff(path, stacks(), provenance, times=times, channels=channels)
+        def write(restored: Iterator[Stack]) -> Written:
+            return write_ome_tiff(path, restored, provenance, times=times, channels=channels)
+
+        written = behind(stacks(), write)
         if trust_path is None:
             return RestoredPosition(written, reports)
         sentences = [doubt_warning(report["doubtful"]) for report in reports]
