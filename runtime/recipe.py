@@ -71,7 +71,7 @@ class BundleRecipe:
                 f"{self.folder} was replaced while it was in use; start again to restore with the new one"
             )
         settings = self.settings
-        runner = open_runner(bundle, settings.backend, threads=settings.threads, allow_cpu=settings.allow_cpu)
+        runner = open_runner(bundle, settings.backend, threads=settings.threads)
         return BundleRestorer(self, runner, bundle.manifest.adaptation)
 
     def made(self, result: Path, content: str) -> bool:

@@ -53,8 +53,8 @@ class WatchSettings(Settings):
         How far the restoring process steps back for others (0 to 19, Linux; on Windows it is always below normal).
     reserve_bytes
         Room on the results' disk that is never used.
-    backend, allow_cpu
-        Backend to restore with, and whether a CPU may do.
+    backend
+        What restores: a backend's name, ``auto``, or ``cpu``, see `ssai3d_rt.runtime.backends.open_runner`.
     trust
         Also publish a trust map of each stack.
     denoise
@@ -79,7 +79,6 @@ class WatchSettings(Settings):
     nice: int = Field(default=10, ge=0, le=19)
     reserve_bytes: int = Field(default=1 << 30, ge=0)
     backend: str = "auto"
-    allow_cpu: bool = True
     trust: bool = False
     denoise: DenoiseMode | None = None
     voxel_z_um: float | None = Field(default=None, gt=0)

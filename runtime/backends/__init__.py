@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssai3d_rt.runtime.backends.registry import BACKENDS, open_runner, why_not
+from ssai3d_rt.runtime.backends.registry import BACKENDS, gpu_out_of_reach, open_runner, why_not
 from ssai3d_rt.runtime.backends.runner import Runner, self_test
 
-__all__ = ["BACKENDS", "Runner", "open_runner", "self_test", "why_not"]
+__all__ = ["BACKENDS", "Runner", "gpu_out_of_reach", "open_runner", "self_test", "why_not"]

@@ -1,8 +1,9 @@
 """Which backends there are, why one cannot run here, and how one is opened.
 
-A runner is handed out only after it gave the reference's numbers on the bundle's golden tiles. ``auto`` takes the first
-GPU backend that does; without a GPU it takes the faster of the CPU backends, which it measures once per bundle and
-machine. Passing over a backend is always logged as a warning; a backend that was named is never passed over.
+A runner is handed out only after it gave the reference's numbers on the bundle's golden tiles. ``auto`` takes the
+fastest backend that does on the machine's GPU, or on its CPU where it has no GPU; it measures them once per bundle and
+machine. A machine with a GPU does not fall back to its CPU unless that is asked for by ``cpu``. Passing over a backend
+is always logged as a warning; a backend that was named is never passed over.
 
 >>> list(BACKENDS)
 ['tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda', 'openvino', 'onnxruntime', 'torch']
@@ -26,6 +27,7 @@ from ssai3d_rt.errors import BackendError, ParityError, Ssai3dError, StorageErro
 from ssai3d_rt.export.cache import cache_folder, private_folder
 from ssai3d_rt.runtime.backends import ort, ov, reference, trt
 from ssai3d_rt.runtime.backends.runner import Runner, self_test
+from ssai3d_rt.runtime.cuda import gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +74,11 @@ BACKENDS: dict[str, Backend] = {
 }
 """Backends by name, in order of priority."""
 
-_TIMED = (ov.NAME, ort.CPU)
+AUTO, ANY_CPU = "auto", "cpu"
+"""Not names of backends, but ways to let one be chosen."""
+
+_NOT_TIMED = (reference.NAME,)
+"""What is there to compare with, and the last resort."""
 
 
 def why_not(name: str) -> str | None:
@@ -84,11 +90,16 @@ def why_not(name: str) -> str | None:
         No backend has that name.
     """
     if name not in BACKENDS:
-        raise BackendError(f"there is no backend {name!r}; choose from auto, {', '.join(BACKENDS)}")
+        raise BackendError(f"there is no backend {name!r}; choose from {AUTO}, {ANY_CPU}, {', '.join(BACKENDS)}")
     return BACKENDS[name].why_not()
 
 
-def open_runner(bundle: Bundle, backend: str = "auto", threads: int | None = None, allow_cpu: bool = True) -> Runner:
+def gpu_out_of_reach() -> bool:
+    """Whether this machine has a GPU that no installed backend can use."""
+    return gpu() is not None and not any(b.gpu and b.why_not() is None for b in BACKENDS.values())
+
+
+def open_runner(bundle: Bundle, backend: str = "auto", threads: int | None = None) -> Runner:
     """Load a bundle, and test it on its golden tiles.
 
     Parameters
@@ -96,58 +107,62 @@ def open_runner(bundle: Bundle, backend: str = "auto", threads: int | None = Non
     bundle
         To run.
     backend
-        A name of `BACKENDS`, or ``auto``.
+        A name of `BACKENDS`; ``auto``, the fastest on the GPU, on a machine without one on the CPU; or ``cpu``, the
+        fastest on the CPU.
     threads
         Threads of a CPU backend; None takes all cores.
-    allow_cpu
-        Whether a CPU may do the work.
 
     Raises
     ------
     BackendError
-        The named backend cannot run here, or none can.
+        The named backend cannot run here, or none can; or the machine has a GPU that none can use, and ``cpu`` was not
+        asked for.
     ParityError
         The named backend does not give the reference's numbers.
     """
-    if backend != "auto":
+    if backend not in (AUTO, ANY_CPU):
         if reason := why_not(backend):
             raise BackendError(f"{backend} cannot run here: {reason}")
-        if not allow_cpu and not BACKENDS[backend].gpu:
-            raise BackendError(
-                f"{backend} runs on the CPU, which is not allowed; choose a GPU backend or allow the CPU"
-            )
         return _open(bundle, backend, threads)
-
-    for name in (n for n, b in BACKENDS.items() if b.gpu and b.why_not() is None):
-        if runner := _try(bundle, name, threads):
+    if backend == AUTO:
+        if runner := _open_fastest(bundle, threads, on_gpu=True):
             return runner
-    if not allow_cpu:
-        reasons = "; ".join(f"{n}: {b.why_not() or 'failed'}" for n, b in BACKENDS.items() if b.gpu)
-        raise BackendError(f"no GPU backend can run here and the CPU is not allowed ({reasons})")
-    return _open_fastest(bundle, threads)
+        if (card := gpu()) is not None:
+            raise BackendError(
+                f"no backend can use this machine's {card.name} for {bundle.folder} ({_reasons(gpu_only=True)}); "
+                "ssai3d-rt doctor says what is missing, --backend cpu restores on the CPU instead"
+            )
+    if runner := _open_fastest(bundle, threads, on_gpu=False):
+        return runner
+    raise BackendError(f"no backend can run {bundle.folder} here ({_reasons(gpu_only=False)})")
 
 
-def _open_fastest(bundle: Bundle, threads: int | None) -> Runner:
-    """Open the CPU backend that is fastest for this bundle on this machine."""
-    timed = [name for name in _TIMED if BACKENDS[name].why_not() is None]
-    note = _Choice.of(bundle, threads)
+def _reasons(*, gpu_only: bool) -> str:
+    """Say why each backend did not do."""
+    return "; ".join(
+        f"{n}: {b.why_not() or 'failed, see the log'}" for n, b in BACKENDS.items() if b.gpu or not gpu_only
+    )
+
+
+def _open_fastest(bundle: Bundle, threads: int | None, *, on_gpu: bool) -> Runner | None:
+    """Open the backend that is fastest for this bundle on this machine's GPU, or on its CPU; None where none does."""
+    able = [name for name, b in BACKENDS.items() if b.gpu == on_gpu and b.why_not() is None]
+    timed = [name for name in able if name not in _NOT_TIMED]
+    note = _Choice.of(bundle, threads, timed)
     speeds = note.read() if len(timed) > 1 else {}
     if len(timed) > 1 and set(speeds) != set(timed):
         return _measured(bundle, timed, threads, note)
-    order = sorted(timed, key=lambda name: speeds.get(name, 0.0))
-    order += [name for name, b in BACKENDS.items() if not b.gpu and name not in timed and b.why_not() is None]
-    for name in order:
+    for name in sorted(able, key=lambda name: (name in _NOT_TIMED, speeds.get(name, 0.0))):
         if runner := _try(bundle, name, threads):
             return runner
-    reasons = "; ".join(f"{name}: {b.why_not() or 'failed, see the log'}" for name, b in BACKENDS.items())
-    raise BackendError(f"no backend can run {bundle.folder} here ({reasons})")
+    return None
 
 
-def _measured(bundle: Bundle, names: list[str], threads: int | None, note: _Choice) -> Runner:
+def _measured(bundle: Bundle, names: list[str], threads: int | None, note: _Choice) -> Runner | None:
     """Open all of them, time each, keep the fastest and note the times."""
     runners = {name: runner for name in names if (runner := _try(bundle, name, threads))}
     if not runners:
-        raise BackendError(f"no CPU backend gives the reference's numbers for {bundle.folder}; see the log")
+        return None
     speeds = {name: _tile_ms(runner, bundle) for name, runner in runners.items()}
     fastest = min(speeds, key=lambda name: speeds[name])
     for name, runner in runners.items():
@@ -212,13 +227,13 @@ class _Choice:
     path: Path
 
     @classmethod
-    def of(cls, bundle: Bundle, threads: int | None) -> _Choice:
+    def of(cls, bundle: Bundle, threads: int | None, names: list[str]) -> _Choice:
         versions = []
-        for package in ("openvino", "onnxruntime", "onnxruntime-gpu"):
+        for package in ("openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx"):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions.append(f"{package} {importlib.metadata.version(package)}")
-        machine = (platform.node(), platform.machine(), platform.processor(), os.cpu_count(), threads, *versions)
-        key = hashlib.sha256(repr((bundle.onnx_sha256, machine)).encode()).hexdigest()
+        machine = (platform.node(), platform.machine(), platform.processor(), os.cpu_count(), gpu())
+        key = hashlib.sha256(repr((bundle.onnx_sha256, machine, threads, names, versions)).encode()).hexdigest()
         return cls(cache_folder() / "speeds" / f"{key[:24]}.json")
 
     def read(self) -> dict[str, float]:

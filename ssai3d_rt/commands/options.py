@@ -22,5 +22,9 @@ Denoise = Annotated[
     typer.Option(help="Denoise first: auto only where a stack is noisy. By default auto, or as the bundle says."),
 ]
 Backend = Annotated[
-    str | None, typer.Option(metavar="NAME", help="What runs the bundle: auto, or a name that `doctor` lists.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What runs the bundle: a name that `doctor` lists; auto, the fastest; cpu, the fastest on the CPU.",
+    ),
 ]

@@ -295,10 +295,13 @@ def _build_engine(bundle: Bundle, out: Path, progress: Progress) -> str:
 
 def _watch(camera: Source, seed: int, plan: Plan, out: Path, progress: Progress) -> list[Shot]:
     """Acquire the following stacks while watch is running, until it has published them all."""
+    from ssai3d_rt.runtime.backends import gpu_out_of_reach
+
     incoming, isotropic = out / "incoming", out / "isotropic"
     samples = [Sample.strands(_seed(seed, number), size_px=plan.size_px) for number in range(1, plan.stacks + 1)]
     shots: list[Shot] = []
-    with RunningWatch(incoming, isotropic, out / "cells.ssai3d", out / "watch.log") as watch:
+    options = ("--backend", "cpu") if gpu_out_of_reach() else ()
+    with RunningWatch(incoming, isotropic, out / "cells.ssai3d", out / "watch.log", options) as watch:
         progress("watch restores the next stacks", 0, plan.stacks)
         watch.wait_until_watching(plan.patience_s)
         for number, sample in enumerate(samples, start=1):
