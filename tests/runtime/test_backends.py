@@ -15,9 +15,10 @@ import pytest
 from ssai3d_rt.errors import BackendError, BundleError, ParityError
 from ssai3d_rt.export.parity import Limits
 from ssai3d_rt.runtime import cuda
-from ssai3d_rt.runtime.backends import BACKENDS, open_runner, ov, self_test, why_not
+from ssai3d_rt.runtime.backends import BACKENDS, open_runner, ov, registry, self_test, why_not
 from ssai3d_rt.runtime.backends.reference import open_base
 from ssai3d_rt.runtime.backends.trt import RTX, RTX_CAPABILITIES
+from ssai3d_rt.runtime.cuda import Gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,16 +167,20 @@ def test_auto_passes_over_a_backend_loudly(
 def test_auto_with_no_backend_that_agrees_says_so(tiny_bundle: Bundle, private_cache: Path) -> None:
     if why_not("openvino") or why_not("onnxruntime"):
         pytest.skip("needs openvino and onnxruntime")
-    with pytest.raises(BackendError, match=r"no CPU backend gives the reference's numbers for .*tiny.ssai3d"):
-        open_runner(spoilt(tiny_bundle))
+    with pytest.raises(BackendError, match=r"no backend can run .*tiny.ssai3d here \(.*openvino: failed, see the log"):
+        open_runner(spoilt(tiny_bundle), "cpu")
 
 
-def test_a_cpu_is_not_used_where_it_is_not_allowed(tiny_bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match="onnxruntime runs on the CPU, which is not allowed"):
-        open_runner(tiny_bundle, "onnxruntime", allow_cpu=False)
-    if all(why_not(name) for name in GPU):
-        with pytest.raises(BackendError, match=r"no GPU backend can run here and the CPU is not allowed \(tensorrt: "):
-            open_runner(tiny_bundle, allow_cpu=False)
+def test_a_machine_with_a_gpu_does_not_use_its_cpu_unasked(
+    tiny_bundle: Bundle, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why_not("onnxruntime") or any(why_not(name) is None for name in GPU):
+        pytest.skip("needs onnxruntime, and no GPU backend that runs")
+    monkeypatch.setattr(registry, "gpu", lambda: Gpu("NVIDIA RTX A4000", (8, 6)))
+    with pytest.raises(BackendError, match=r"this machine's NVIDIA RTX A4000 .*\(tensorrt: .*--backend cpu"):
+        open_runner(tiny_bundle)
+    with opened(tiny_bundle, "cpu") as runner:
+        assert not BACKENDS[runner.name].gpu
 
 
 @pytest.mark.parametrize("name", GPU)
@@ -215,7 +220,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_unknown_backend_is_answered_with_the_names(tiny_bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match="there is no backend 'cuda'; choose from auto, tensorrt, tensorrt-rtx"):
+    with pytest.raises(BackendError, match="there is no backend 'cuda'; choose from auto, cpu, tensorrt, tensorrt-rtx"):
         open_runner(tiny_bundle, "cuda")
 
 
