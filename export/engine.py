@@ -1,8 +1,9 @@
-"""Engines: what NVIDIA's builder compiles from a bundle, kept in the private cache.
+"""Engines: what NVIDIA's builder compiles from a bundle for one kind of GPU.
 
 One code path builds for TensorRT (10.12+ and 11) and for TensorRT for RTX; the module is handed in. The network is
 built strongly typed, so the precision is the one written in the ONNX; no precision flag is ever set. TensorRT for RTX
-builds for named compute capabilities and needs no GPU; TensorRT times its kernels on the GPU that it builds for.
+builds for named compute capabilities and needs no GPU; TensorRT times its kernels on the GPU that it builds for, and
+keeps the timings for its next build.
 
 An engine is native code: it is never part of a bundle, and `load_engine` hands out its bytes only when they have the
 hash that was noted when it was built here. Whether it computes the right numbers is found out after loading, by the
@@ -14,35 +15,60 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import json
-import os
+import importlib.util
 import platform
-import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
-from ssai3d_rt.errors import BackendError, BundleError, MissingPackageError, StorageError
+from ssai3d_rt.errors import BackendError, BundleError, MissingPackageError
+from ssai3d_rt.export.buildwatch import BuildWatch, monitor
 from ssai3d_rt.export.bundle import INPUT
 from ssai3d_rt.export.cache import cache_folder, private_folder
+from ssai3d_rt.export.enginecache import (
+    ENGINE,
+    EngineKey,
+    EngineNote,
+    keep_blob,
+    keep_engine,
+    load_blob,
+    load_engine,
+    timing_cache_path,
+)
+from ssai3d_rt.export.gpu import Gpu, gpu
 from ssai3d_rt.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
     from threading import Event
 
     from ssai3d_rt.export.bundle import Bundle
 
+__all__ = ["BatchRange", "engine_from_bundle", "engines_from_bundle", "import_trt", "load_engine", "trt_log"]
+
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Backend name -> Python module."""
 
-RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120")
-"""Ampere to Blackwell. Turing (SM75) is left out: it has returned zeros without an error."""
+AMPERE_ON, TURING = ("SM80", "SM86", "SM89", "SM120"), ("SM75",)
+RTX_GROUPS = (AMPERE_ON, TURING)
+"""Targets of TensorRT for RTX, those of one engine together.
 
-ENGINE, NOTE = "model.engine", "engine.json"
+Turing gets an engine of its own: one for all five builds too, but its vendor advises against it, since the other cards
+would have to do with what Turing has (support matrix of TensorRT for RTX 1.7).
+"""
+
+_GROUP_OF = {(8, 0): AMPERE_ON, (8, 6): AMPERE_ON, (8, 9): AMPERE_ON, (12, 0): AMPERE_ON, (7, 5): TURING}
+_LABELS = {AMPERE_ON: "engine (Ampere to Blackwell)", TURING: "engine (Turing)"}
+
+RTX_CAPABILITIES = frozenset(_GROUP_OF)
+"""GPUs that the engines for TensorRT for RTX run on; it does not know 9.0 (H100, H200) at all.
+
+Turing (7.5) is among them although TensorRT for RTX has returned zeros there without an error: the golden tiles run
+after every load, and an engine that gives zeros fails them.
+"""
+
 _WORKSPACE_BYTES = 2 << 30
+_OPTIONS = f"strongly typed, workspace {_WORKSPACE_BYTES}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,43 +80,13 @@ class BatchRange:
     most: int = 16
 
 
-@dataclass(frozen=True, slots=True)
-class EngineNote:
-    """What is noted beside an engine.
-
-    Parameters
-    ----------
-    backend, version
-        Who built it.
-    onnx_sha256, sha256
-        Of what it was built from, and of the engine.
-    targets
-        Compute capabilities, or the GPU's name.
-    tile, batches
-        Shapes it accepts.
-    seconds
-        The build took.
-    warnings
-        The builder's warnings, in order.
-    """
-
-    backend: str
-    version: str
-    onnx_sha256: str
-    sha256: str
-    targets: tuple[str, ...]
-    tile: int
-    batches: tuple[int, int, int]
-    seconds: float
-    warnings: tuple[str, ...]
-
-
 def engine_from_bundle(
     bundle: Bundle,
     backend: str,
     cache_dir: Path | None = None,
     *,
     batches: BatchRange | None = None,
+    targets: tuple[str, ...] | None = None,
     progress: Progress = silent,
     cancel: Event | None = None,
 ) -> Path:
@@ -106,8 +102,12 @@ def engine_from_bundle(
         Where engines are kept; the user's private cache by default.
     batches
         Tiles per call.
+    targets
+        One of `RTX_GROUPS`, for TensorRT for RTX only; by default the one for this machine's GPU, Ampere to Blackwell
+        where there is none.
     progress
-        Told the builder's phases. An exception that it raises stops the build and is raised here.
+        Told percent of the build, in this thread. An exception that it raises stops the build and is raised here, as
+        is Ctrl-C.
     cancel
         Stops the build when set.
 
@@ -116,55 +116,83 @@ def engine_from_bundle(
     MissingPackageError
         The backend's package is not installed.
     BackendError
-        The build failed, was cancelled, or needs a GPU that is not here.
+        The package cannot be loaded; the build failed, was cancelled, or needs a GPU that is not here.
     """
     trt = import_trt(backend)
+    card = gpu()
+    if backend == "tensorrt-rtx":
+        targets = targets or rtx_targets(card)
+        build_for, system, label = targets, "", _LABELS.get(targets, "engine")  # portable between systems
+    else:
+        if card is None:
+            raise BackendError(_no_gpu(trt, "the driver found none"))
+        targets, build_for = (card.identity,), ()
+        system, label = f"{platform.system()} {platform.machine()}", "engine"
     batches = batches or BatchRange()
-    targets = RTX_TARGETS if backend == "tensorrt-rtx" else (_gpu_name(),)
-    folder = private_folder((cache_dir or cache_folder()) / "engines") / _key(bundle, backend, trt, targets, batches)
-    path = folder / ENGINE
-    with contextlib.suppress(BundleError):
-        load_engine(path)
-        return path
-    start = time.monotonic()
-    log = trt_log(trt)
-    engine = _build(trt, log, bundle, targets if backend == "tensorrt-rtx" else (), batches, _Watch(progress, cancel))
-    note = EngineNote(
+    key = EngineKey(
+        onnx_sha256=bundle.onnx_sha256,
         backend=backend,
         version=str(trt.__version__),
-        onnx_sha256=bundle.onnx_sha256,
-        sha256=hashlib.sha256(engine).hexdigest(),
         targets=targets,
+        system=system,
         tile=bundle.tile,
         batches=(batches.least, batches.best, batches.most),
+        options=_OPTIONS,
+    )
+    folder = private_folder((cache_dir or cache_folder()) / "engines") / key.folder
+    path = folder / ENGINE
+    with contextlib.suppress(BundleError):
+        if load_engine(path)[1].key == key.digest:
+            return path
+    timing = timing_cache_path(backend, key.version, f"{system}\n{targets[0]}", cache_dir) if not build_for else None
+    log = trt_log(trt)
+    watch = BuildWatch(cancel)
+    start = time.monotonic()
+    engine = watch.run(lambda: _build(trt, log, bundle, build_for, batches, timing, watch), label, progress)
+    note = EngineNote(
+        key=key.digest,
+        sha256=hashlib.sha256(engine).hexdigest(),
+        bundle=bundle.folder.name,
+        onnx_sha256=key.onnx_sha256,
+        backend=backend,
+        version=key.version,
+        targets=targets,
+        tile=key.tile,
+        batches=key.batches,
+        built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seconds=round(time.monotonic() - start, 3),
         warnings=tuple(log.warnings),
     )
-    _keep(folder, engine, note)
+    keep_engine(folder, engine, note)
     return path
 
 
-def load_engine(path: Path) -> tuple[bytes, EngineNote]:
-    """Read an engine that was built on this machine, its hash checked.
+def engines_from_bundle(
+    bundle: Bundle,
+    backend: str,
+    cache_dir: Path | None = None,
+    *,
+    batches: BatchRange | None = None,
+    progress: Progress = silent,
+    cancel: Event | None = None,
+) -> list[Path]:
+    """Return the engines of a bundle for all GPUs that can be built for from here.
 
-    Raises
-    ------
-    BundleError
-        No engine, no note beside it, or not the bytes that were built.
+    With TensorRT for RTX that is Turing to Blackwell, on any machine; with TensorRT it is this machine's GPU. See
+    `engine_from_bundle`.
     """
-    try:
-        values = json.loads((path.parent / NOTE).read_text(encoding="utf-8"))
-        note = EngineNote(
-            **values
-            | {"targets": tuple(values["targets"]), "batches": tuple(values["batches"])}
-            | {"warnings": tuple(values["warnings"])}
+    groups = RTX_GROUPS if backend == "tensorrt-rtx" else (None,)
+    return [
+        engine_from_bundle(
+            bundle, backend, cache_dir, batches=batches, targets=targets, progress=progress, cancel=cancel
         )
-        engine = path.read_bytes()
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BundleError(f"{path} is not an engine that was built here: {error}; build it again") from None
-    if hashlib.sha256(engine).hexdigest() != note.sha256:
-        raise BundleError(f"{path} was changed after it was built (SHA-256 differs); delete it, it will be built again")
-    return engine, note
+        for targets in groups
+    ]
+
+
+def rtx_targets(card: Gpu | None) -> tuple[str, ...]:
+    """Return what an engine of TensorRT for RTX is built for, so that it runs on this GPU."""
+    return _GROUP_OF.get(card.capability, AMPERE_ON) if card is not None else AMPERE_ON
 
 
 def import_trt(backend: str) -> Any:
@@ -173,49 +201,45 @@ def import_trt(backend: str) -> Any:
     Raises
     ------
     BackendError
-        Another name.
+        Another name, or an installation that cannot be loaded.
     MissingPackageError
         It is not installed.
     """
     if backend not in MODULES:
         raise BackendError(f"no engines for backend {backend!r}; choose from {', '.join(MODULES)}")
+    module = MODULES[backend]
     try:
-        return importlib.import_module(MODULES[backend])
-    except ImportError:
-        raise MissingPackageError(MODULES[backend], extra=backend) from None
+        return importlib.import_module(module)
+    except Exception as error:  # vendors' packages raise what they like when a library is missing
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            raise MissingPackageError(module, extra=backend) from None
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
+        raise BackendError(
+            f"{module} is installed but cannot be loaded ({reason}); run: "
+            f'pip install --force-reinstall "ssai3d-rt[{backend}]"'
+        ) from None
 
 
-class _Watch:
-    """Joins progress, cancelling and errors of the caller; called from the builder's threads."""
-
-    def __init__(self, progress: Progress, cancel: Event | None) -> None:
-        self._progress = progress
-        self._cancel = cancel
-        self.error: BaseException | None = None
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the build was to stop."""
-        return self.error is not None or (self._cancel is not None and self._cancel.is_set())
-
-    def step(self, phase: str, done: int, total: int) -> bool:
-        """Report a step; False stops the build."""
-        if not self.cancelled:
-            try:
-                self._progress(f"engine: {phase}", done, total)
-            except BaseException as error:
-                self.error = error
-        return not self.cancelled
+def _no_gpu(trt: Any, reason: str) -> str:
+    return (
+        f"{trt.__name__} cannot build an engine here: no NVIDIA GPU or driver ({reason}); "
+        "build on the rig, or use tensorrt-rtx"
+    )
 
 
-def _build(trt: Any, log: Any, bundle: Bundle, targets: tuple[str, ...], batches: BatchRange, watch: _Watch) -> bytes:
+def _build(
+    trt: Any,
+    log: Any,
+    bundle: Bundle,
+    build_for: tuple[str, ...],
+    batches: BatchRange,
+    timing: Path | None,
+    watch: BuildWatch,
+) -> bytes:
     try:
         builder = trt.Builder(log)
     except TypeError:  # the factory returned a null pointer: TensorRT found no usable driver
-        raise BackendError(
-            f"{trt.__name__} cannot build an engine here: no NVIDIA GPU or driver "
-            f"({log.last_error or 'no reason given'}); build on the rig, or use --engine tensorrt-rtx"
-        ) from None
+        raise BackendError(_no_gpu(trt, log.last_error or "no reason given")) from None
     flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -230,38 +254,29 @@ def _build(trt: Any, log: Any, bundle: Bundle, targets: tuple[str, ...], batches
     profile = builder.create_optimization_profile()
     profile.set_shape(INPUT, (batches.least, *tail), (batches.best, *tail), (batches.most, *tail))
     config.add_optimization_profile(profile)
-    if targets:
-        config.num_compute_capabilities = len(targets)
-        for number, target in enumerate(targets):
+    if build_for:
+        config.num_compute_capabilities = len(build_for)
+        for number, target in enumerate(build_for):
             config.set_compute_capability(getattr(trt.ComputeCapability, target), number)
-    monitor = _monitor(trt, watch)  # must outlive the build
-    config.progress_monitor = monitor
+    timings = _timings(config, timing) if timing is not None else None  # like the monitor, it must outlive the build
+    config.progress_monitor = listener = monitor(trt, watch)
     plan = builder.build_serialized_network(network, config)
-    if watch.error is not None:
-        raise watch.error
+    del listener
     if plan is None or watch.cancelled:
         why = "cancelled" if watch.cancelled else log.last_error or "the builder gave no reason"
         raise BackendError(f"{trt.__name__} built no engine for {bundle.folder}: {why}")
+    if timing is not None and timings is not None:
+        keep_blob(timing, bytes(timings.serialize()))
     return bytes(plan)
 
 
-def _monitor(trt: Any, watch: _Watch) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base comes at run time
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._totals: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._totals[phase_name] = num_steps
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            total = self._totals.get(phase_name, step + 1)
-            return watch.step(phase_name, min(step + 1, total), total)
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._totals.pop(phase_name, None)
-
-    return Monitor()
+def _timings(config: Any, path: Path) -> Any:
+    """Give the builder what it measured before on this GPU, or an empty cache; None where it takes neither."""
+    for blob in (load_blob(path), b""):
+        timings = config.create_timing_cache(blob)
+        if timings is not None and config.set_timing_cache(timings, ignore_mismatch=False):
+            return timings
+    return None
 
 
 def trt_log(trt: Any) -> Any:
@@ -280,57 +295,3 @@ def trt_log(trt: Any) -> Any:
                 self.last_error = message
 
     return Log()
-
-
-def _key(bundle: Bundle, backend: str, trt: Any, targets: tuple[str, ...], batches: BatchRange) -> str:
-    """Return a folder name that changes with everything that an engine depends on."""
-    parts = [bundle.onnx_sha256, backend, str(trt.__version__), *targets, str(asdict(batches))]
-    if backend == "tensorrt":  # not portable between systems; TensorRT for RTX is
-        parts += [platform.system(), platform.machine()]
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    return f"{backend}-{trt.__version__}-{digest[:24]}"
-
-
-def _gpu_name() -> str:
-    """Return the first GPU's name, compute capability and driver, which a TensorRT engine is bound to."""
-    try:
-        runtime = importlib.import_module("cuda.bindings.runtime")
-    except ImportError:
-        raise MissingPackageError("cuda.bindings", extra="tensorrt") from None
-    status, properties = runtime.cudaGetDeviceProperties(0)
-    if status != runtime.cudaError_t.cudaSuccess:
-        _, text = runtime.cudaGetErrorString(status)
-        raise BackendError(
-            f"tensorrt cannot build an engine here: no NVIDIA GPU or driver ({text.decode()}); "
-            "build on the rig, or use --engine tensorrt-rtx"
-        )
-    _, driver = runtime.cudaDriverGetVersion()
-    return f"{properties.name.decode()} {properties.major}.{properties.minor} driver {driver // 1000}"
-
-
-def _keep(folder: Path, engine: bytes, note: EngineNote) -> None:
-    """Put engine and note into the cache as one folder, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir(mode=0o700)
-        with open(temporary / ENGINE, "wb") as file:
-            file.write(engine)
-            file.flush()
-            os.fsync(file.fileno())
-        (temporary / NOTE).write_text(json.dumps(asdict(note), indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # what is there failed its check
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            load_engine(folder / ENGINE)  # another process was faster; its engine is as good
-    except OSError as error:
-        raise StorageError(f"cannot keep the engine in {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def engine_notes(cache_dir: Path | None = None) -> Iterator[tuple[Path, EngineNote]]:
-    """List the engines in the cache that are whole."""
-    for path in sorted(((cache_dir or cache_folder()) / "engines").glob(f"*/{ENGINE}")):
-        with contextlib.suppress(BundleError):
-            yield path, load_engine(path)[1]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import stat
 import sys
 import threading
@@ -12,13 +14,18 @@ import pytest
 from ssai3d_rt.errors import BackendError, BundleError, MissingPackageError, StorageError
 from ssai3d_rt.export.cache import cache_folder, private_folder
 from ssai3d_rt.export.engine import (
-    RTX_TARGETS,
+    AMPERE_ON,
+    RTX_CAPABILITIES,
+    TURING,
     BatchRange,
     engine_from_bundle,
-    engine_notes,
+    engines_from_bundle,
     import_trt,
     load_engine,
+    rtx_targets,
 )
+from ssai3d_rt.export.enginecache import cached_engines
+from ssai3d_rt.export.gpu import Gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +55,7 @@ def test_an_engine_is_built_without_a_gpu_and_without_a_warning_about_layernorm(
     data, note = load_engine(engine)
     assert len(data) > 10_000
     assert note.onnx_sha256 == tiny_bundle.onnx_sha256
-    assert note.targets == RTX_TARGETS
+    assert note.targets == AMPERE_ON
     assert (note.tile, note.batches) == (64, (1, 8, 16))
     assert note.version == import_trt("tensorrt-rtx").__version__
     assert not [warning for warning in note.warnings if "layernorm" in warning.lower()], note.warnings
@@ -77,7 +84,60 @@ def test_a_second_call_takes_the_engine_from_the_cache(engine: Path, tiny_bundle
     before = engine.stat().st_mtime_ns
     assert engine_from_bundle(tiny_bundle, "tensorrt-rtx", cache) == engine
     assert engine.stat().st_mtime_ns == before
-    assert [path for path, _ in engine_notes(cache)] == [engine]
+    assert [found.path for found in cached_engines(cache)] == [engine]
+
+
+@needs_rtx
+def test_one_call_builds_for_turing_to_blackwell_without_a_gpu(engine: Path, tiny_bundle: Bundle, cache: Path) -> None:
+    paths = engines_from_bundle(tiny_bundle, "tensorrt-rtx", cache)
+    assert paths[0] == engine
+    notes = [load_engine(path)[1] for path in paths]
+    assert {target for note in notes for target in note.targets} == {"SM75", "SM80", "SM86", "SM89", "SM120"}
+    assert {note.onnx_sha256 for note in notes} == {tiny_bundle.onnx_sha256}
+    assert len({note.sha256 for note in notes}) == len({note.key for note in notes}) == 2
+    assert not [w for note in notes for w in note.warnings if "layernorm" in w.lower()]
+
+
+def test_each_card_gets_the_engine_that_runs_on_it() -> None:
+    by_capability = {(7, 5): TURING, (8, 0): AMPERE_ON, (8, 6): AMPERE_ON, (8, 9): AMPERE_ON, (12, 0): AMPERE_ON}
+    assert {capability: rtx_targets(Gpu("card", capability)) for capability in RTX_CAPABILITIES} == by_capability
+    assert rtx_targets(None) == AMPERE_ON
+
+
+@needs_rtx
+def test_a_flipped_byte_anywhere_is_refused_before_anything_is_deserialised(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorrt_rtx
+
+    from ssai3d_rt.runtime.backends.trt import TensorRtRunner
+
+    path = engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path)
+    good = path.read_bytes()
+    monkeypatch.setattr(tensorrt_rtx, "Runtime", lambda *_: pytest.fail("an engine was about to be deserialised"))
+    monkeypatch.setattr("ssai3d_rt.runtime.backends.trt.engine_from_bundle", lambda *_, **__: path)
+    with path.open("r+b", buffering=0) as file:
+        for _ in range(100):
+            at = random.randrange(len(good))
+            file.seek(at)
+            file.write(bytes([good[at] ^ random.randrange(1, 256)]))
+            with pytest.raises(BundleError, match="was changed after it was built"):
+                TensorRtRunner(tiny_bundle, "tensorrt-rtx")
+            file.seek(at)
+            file.write(good[at : at + 1])
+    assert load_engine(path)[0] == good
+
+
+@needs_rtx
+def test_an_engine_under_another_engines_name_is_built_again(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    few, one = BatchRange(1, 2, 2), BatchRange(1, 1, 1)
+    right = engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path, batches=few)
+    other = engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path, batches=one)
+    shutil.rmtree(right.parent)
+    shutil.copytree(other.parent, right.parent)
+    assert load_engine(right)[1].batches == (1, 1, 1)
+    assert engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path, batches=few) == right
+    assert load_engine(right)[1].batches == (1, 2, 2)
 
 
 @needs_rtx
@@ -120,9 +180,15 @@ def test_a_build_tells_its_progress_and_can_be_cancelled(tiny_bundle: Bundle, tm
 
     with pytest.raises(BackendError, match=r"built no engine .*: cancelled"):
         engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path, progress=progress, cancel=cancel)
-    assert seen[0][0].startswith("engine: ")
-    assert all(0 < done <= total for _, done, total in seen)
+    assert seen[0] == ("engine (Ampere to Blackwell)", 0, 100)
     assert list((tmp_path / "engines").iterdir()) == []
+
+    seen.clear()
+    engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path, progress=lambda *step: seen.append(step))
+    percents = [done for _, done, _ in seen]
+    assert percents == sorted(percents)
+    assert (percents[0], percents[-1]) == (0, 100)
+    assert len(percents) > 10
 
 
 @needs_rtx
@@ -156,6 +222,18 @@ def test_a_builder_that_finds_no_gpu_is_a_clear_error(
     monkeypatch.setattr(tensorrt_rtx, "Builder", NoGpu)
     with pytest.raises(BackendError, match=r"no NVIDIA GPU or driver \(CUDA init.*: 35\); build on the rig"):
         engine_from_bundle(tiny_bundle, "tensorrt-rtx", tmp_path)
+
+
+@needs_rtx
+def test_a_package_that_cannot_be_loaded_is_told_from_one_that_is_absent(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").write_text("import tensorrt_libs_that_are_not_here\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(BackendError, match=r"tensorrt is installed but cannot be loaded \(ModuleNotFoundError: .*pip"):
+        engine_from_bundle(tiny_bundle, "tensorrt", tmp_path)
 
 
 def test_a_missing_package_and_an_unknown_backend_are_named(

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from ssai3d_rt.errors import BackendError, BundleError, ParityError
+from ssai3d_rt.export.engine import RTX_CAPABILITIES
 from ssai3d_rt.export.parity import Limits
 from ssai3d_rt.runtime import cuda
 from ssai3d_rt.runtime.backends import BACKENDS, open_runner, ov, registry, self_test, why_not
 from ssai3d_rt.runtime.backends.reference import open_base
-from ssai3d_rt.runtime.backends.trt import RTX, RTX_CAPABILITIES
+from ssai3d_rt.runtime.backends.trt import RTX
 from ssai3d_rt.runtime.cuda import Gpu
 
 if TYPE_CHECKING:
@@ -269,22 +270,3 @@ def test_a_gpu_backend_gives_the_references_numbers(tiny_bundle: Bundle, private
         for count in (1, 5, 40):
             assert runner.run(np.resize(tiles, (count, 1, 64, 64))).shape == (count, 1, 64, 64)
         runner.close()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(cuda.why_no_cuda() is not None, reason=cuda.why_no_cuda() or "")
-def test_buffers_go_to_the_gpu_and_back() -> None:
-    device = cuda.open_cuda((4, 1, 8, 8))
-    device.enter()
-    tiles = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
-    device.upload(tiles)
-    assert device.stream
-    assert device.device_in != device.device_out
-    device.close()
-
-
-def test_a_machine_without_a_gpu_says_so() -> None:
-    if cuda.gpu() is not None:
-        pytest.skip("this machine has a GPU")
-    with pytest.raises(BackendError, match=r"neither cuda-python nor PyCUDA|no NVIDIA GPU or driver was found"):
-        cuda.open_cuda((1, 1, 8, 8))
