@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from ssai3d_rt import console
-from ssai3d_rt.commands import adaptation, compare, house, rig, surgeon
+from ssai3d_rt.commands import adaptation, bench, compare, house, rig, surgeon
 from ssai3d_rt.errors import Ssai3dError
 
 INTERRUPTED = 130
@@ -54,6 +54,7 @@ _add(app, "export", adaptation.export, "ssai3d-rt export cells-model -o cells.ss
 _add(app, "restore", rig.restore, "ssai3d-rt restore cells.tif -o isotropic --bundle cells.ssai3d --trust")
 _add(app, "watch", rig.watch, "ssai3d-rt watch incoming -o isotropic --bundle cells.ssai3d")
 _add(app, "compare", compare.compare, "ssai3d-rt compare cells.tif -o compared --methods base,ssai3d,richardson-lucy")
+_add(app, "bench", bench.bench, "ssai3d-rt bench cells.ssai3d -o bench-out --compare upstream-style")
 _add(app, "submit", rig.submit, "ssai3d-rt submit incoming/cells_001.ome.tif -o isotropic")
 _add(app, "status", rig.status, "ssai3d-rt status isotropic")
 _add(app, "doctor", house.doctor, "ssai3d-rt doctor --json")

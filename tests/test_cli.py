@@ -31,6 +31,7 @@ ALL = (
     "restore",
     "watch",
     "compare",
+    "bench",
     "submit",
     "status",
     "doctor",

@@ -36,9 +36,13 @@ def why_not() -> str | None:
 def candidates(bundle: Bundle, threads: int | None) -> Iterator[OpenVinoRunner]:
     """Load the bundle in each precision that the CPU offers, the fastest first."""
     core = import_openvino().Core()
-    offered = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    for precision in ("bf16", "f32") if "BF16" in offered else ("f32",):
+    for precision in precisions(core):
         yield OpenVinoRunner(bundle, core, precision, threads)
+
+
+def precisions(core: Any) -> tuple[str, ...]:
+    """Return the precisions that the CPU offers, the fastest first."""
+    return ("bf16", "f32") if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else ("f32",)
 
 
 def import_openvino() -> Any:

@@ -6,7 +6,7 @@ machine. A machine with a GPU does not fall back to its CPU unless that is asked
 is always logged as a warning; a backend that was named is never passed over.
 
 >>> list(BACKENDS)
-['tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda', 'openvino', 'onnxruntime', 'torch']
+['tensorrt', 'tensorrt-rtx', 'onnxruntime-cuda', 'openvino', 'onnxruntime', 'torch', 'torch-compile']
 """
 
 from __future__ import annotations
@@ -71,13 +71,14 @@ BACKENDS: dict[str, Backend] = {
     ov.NAME: Backend(False, ov.why_not, ov.candidates),
     ort.CPU: Backend(False, ort.why_not_cpu, ort.candidates_cpu),
     reference.NAME: Backend(False, reference.why_not, reference.candidates),
+    reference.COMPILED: Backend(False, reference.why_not_compiled, reference.candidates_compiled),
 }
 """Backends by name, in order of priority."""
 
 AUTO, ANY_CPU = "auto", "cpu"
 """Not names of backends, but ways to let one be chosen."""
 
-_NOT_TIMED = (reference.NAME,)
+_NOT_TIMED = (reference.NAME, reference.COMPILED)
 """What is there to compare with, and the last resort."""
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ssai3d_rt.runtime.backends import Runner
 
 CPU = [name for name, backend in BACKENDS.items() if not backend.gpu]
+QUICK = [name for name in CPU if name != "torch-compile"]
 GPU = [name for name, backend in BACKENDS.items() if backend.gpu]
 
 
@@ -70,7 +71,7 @@ def test_a_cpu_backend_gives_the_references_numbers(tiny_bundle: Bundle, name: s
         runner.close()  # twice is fine
 
 
-@pytest.mark.parametrize("name", CPU)
+@pytest.mark.parametrize("name", QUICK)
 def test_a_named_backend_with_other_numbers_is_refused(tiny_bundle: Bundle, name: str) -> None:
     if reason := why_not(name):
         pytest.skip(reason)
@@ -198,10 +199,10 @@ def test_a_gpu_backend_that_is_asked_for_never_becomes_another(tiny_bundle: Bund
 def test_cuda_that_onnxruntime_drops_is_an_error(tiny_bundle: Bundle) -> None:
     if why_not("onnxruntime") or why_not("onnxruntime-cuda") is None:
         pytest.skip("needs an onnxruntime without CUDA")
-    from ssai3d_rt.runtime.backends.ort import candidates_cuda
+    from ssai3d_rt.runtime.backends.ort import CUDA, open_session
 
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(BackendError, match="came up on CPU"):
-        next(candidates_cuda(tiny_bundle, None))
+        open_session(tiny_bundle, CUDA)
 
 
 class FindsNothing:
@@ -218,6 +219,20 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "meta_path", [FindsNothing])
     monkeypatch.delitem(sys.modules, name, raising=False)
     assert why_not(name) == f'{name} is not installed; run: pip install "ssai3d-rt[{extra}]"'
+
+
+def test_what_torchs_compiler_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if reason := why_not("torch"):
+        pytest.skip(reason)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    reason = why_not("torch-compile")
+    assert reason is not None
+    assert reason.startswith("torch.compile needs a C++ compiler, $CXX is no-such-compiler, which was not found; install")
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reason = why_not("torch-compile")
+    assert reason is not None
+    assert reason.startswith("torch.compile needs a C++ compiler, none was found; install")
 
 
 def test_an_unknown_backend_is_answered_with_the_names(tiny_bundle: Bundle) -> None:
