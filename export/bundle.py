@@ -22,27 +22,42 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from ssai3d_rt.errors import BundleError, StorageError
+from ssai3d_rt.export.manifest import SCHEMA_VERSION, AdaptationEntry, FileEntry, Manifest, NetworkEntry, PrecisionEntry
 from ssai3d_rt.export.onnxfile import FLOAT, facts_of
-from ssai3d_rt.export.parity import Limits, ParityReport
-from ssai3d_rt.imaging.denoise import DenoiseMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "AdaptationEntry",
+    "Bundle",
+    "FileEntry",
+    "Manifest",
+    "NetworkEntry",
+    "PrecisionEntry",
+    "check_target",
+    "entries_of",
+    "golden_file",
+    "write_bundle",
+]
+
 SUFFIX = ".ssai3d"
 INPUT, OUTPUT = "tiles", "restored"
 """Names of the ONNX graph's input and output."""
 
 MANIFEST, ONNX, GOLDEN, WEIGHTS = "manifest.json", "model.onnx", "golden.npz", "adapted.safetensors"
+PRECISION, PICTURE = "precision.json", "precision.png"
+"""The measured ranges and their picture: for people, not in every bundle."""
+
+_REQUIRED, _OPTIONAL = {ONNX, GOLDEN, WEIGHTS}, {PRECISION, PICTURE}
 
 # Left by file managers on their own; holding them against a user would help nobody.
 _IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -50,102 +65,6 @@ _MANIFEST_BYTES = 1 << 20
 _GOLDEN_BYTES = 1 << 30
 
 Float = npt.NDArray[np.float32]
-
-
-class _Part(BaseModel):
-    """Base of the manifest's parts: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileEntry(_Part):
-    """Size and hash of one file of the bundle."""
-
-    size_bytes: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-
-class NetworkEntry(_Part):
-    """Hyperparameters of the network; `pool_window_px` is the pooling window where it is smaller than the tile."""
-
-    width: int
-    enc: tuple[int, ...]
-    middle: int
-    dec: tuple[int, ...]
-    channels: int
-    pool_window_px: int | None = None
-    state_sha256: str
-
-
-class AdaptationEntry(_Part):
-    """What the network was adapted for.
-
-    `record` is the adapted model's own record; `denoise` says how stacks are denoised before they are restored, unless
-    one asks otherwise: as they were for fine-tuning.
-    """
-
-    base: str = ""
-    trained_layers: int | None = None
-    fingerprint: str = ""
-    anisotropy: float | None = None
-    blur_px: tuple[float, float] | None = None
-    denoise: DenoiseMode = "auto"
-    record: dict[str, Any] = Field(default_factory=dict)
-
-
-class Manifest(_Part):
-    """Everything that a runtime must know of a bundle.
-
-    Parameters
-    ----------
-    schema_version
-        Of this manifest; another one is refused.
-    name, created
-        The bundle's name and the time of the export (UTC, ISO 8601).
-    files
-        Every other file of the folder.
-    network
-        Hyperparameters, and the hash of the weights before typing.
-    tile, channels
-        The ONNX takes ``(N, channels, tile, tile)`` float32.
-    value_range
-        The range that the network is made for; values a little outside are fine.
-    precision
-        ``fp16`` (with FP32 islands) or ``fp32``.
-    layer_norm
-        How LayerNorm is written: ``island`` is Cast, FP32 arithmetic, Cast.
-    limits, backend_limits
-        What the export, and what every backend on a rig, was or will be held to on the golden tiles.
-    parity
-        What the export reached (ONNX Runtime CPU against FP32 torch).
-    rehearsal
-        What the network reached with every rounding of FP16, which CPUs leave out and GPUs make.
-    peak_activation
-        Largest absolute value inside the network on the golden tiles; FP16 ends at 65504.
-    adaptation
-        Data, base network and layers behind it.
-    tools
-        Versions of the tools that made it.
-    """
-
-    schema_version: Literal[1] = 1
-    name: str
-    created: str
-    files: dict[str, FileEntry]
-    network: NetworkEntry
-    tile: int = Field(ge=8, le=4096)
-    channels: Literal[1] = 1
-    value_range: tuple[float, float] = (0.0, 1.0)
-    precision: Literal["fp16", "fp32"]
-    layer_norm: Literal["island"] = "island"
-    opset: int
-    limits: Limits
-    backend_limits: Limits
-    parity: ParityReport
-    rehearsal: ParityReport
-    peak_activation: float
-    adaptation: AdaptationEntry
-    tools: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -319,9 +238,9 @@ def _manifest(folder: Path, text: bytes) -> Manifest:
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:
     wanted = set(manifest.files)
-    if odd := wanted - {ONNX, GOLDEN, WEIGHTS}:
+    if odd := wanted - _REQUIRED - _OPTIONAL:
         raise BundleError(f"{folder / MANIFEST} lists files that a bundle does not have: {', '.join(sorted(odd))}")
-    if missing := {ONNX, GOLDEN, WEIGHTS} - wanted:
+    if missing := _REQUIRED - wanted:
         raise BundleError(f"{folder / MANIFEST} does not list {', '.join(sorted(missing))}; export the bundle again")
     found = {entry.name for entry in os.scandir(folder)} - _IGNORED - {MANIFEST}
     if extra := found - wanted:

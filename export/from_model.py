@@ -1,9 +1,9 @@
 """Make a bundle from an adapted model: type it, compare it with the FP32 reference, and write it only when it agrees.
 
-The gate has three parts. Weights must be finite and fit FP16. A rehearsal with every rounding of FP16 must give the
-reference's numbers without leaving FP16's range, because runtimes on CPUs hide what a GPU shows. And the ONNX file
-itself, run by ONNX Runtime on the CPU, must give them too, on real and extreme tiles. A refused export leaves nothing
-behind.
+The ranges of all tensors are measured first, and those that FP16 cannot hold stay FP32. The gate then has three parts.
+Weights must be finite. A rehearsal with every rounding of FP16 must give the reference's numbers without leaving FP16's
+range, because runtimes on CPUs hide what a GPU shows. And the ONNX file itself, run by ONNX Runtime on the CPU, must
+give them too, on real and extreme tiles. A refused export leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -23,24 +23,30 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ssai3d_rt.calibration.precision import FP16_MAX, PrecisionPlan
+from ssai3d_rt.calibration.precision_picture import draw_precision
 from ssai3d_rt.errors import ConfigError, MissingPackageError, ParityError
 from ssai3d_rt.export.bundle import (
     GOLDEN,
     INPUT,
     ONNX,
+    PICTURE,
+    PRECISION,
     WEIGHTS,
     AdaptationEntry,
     Bundle,
     Manifest,
     NetworkEntry,
+    PrecisionEntry,
     check_target,
     entries_of,
     golden_file,
     write_bundle,
 )
 from ssai3d_rt.export.golden import golden_tiles
+from ssai3d_rt.export.measure import folding_errors, plan_precision, rehearse
 from ssai3d_rt.export.parity import Limits, check_parity
-from ssai3d_rt.export.typed import FP16_MAX, OPSET, check_weights, onnx_from_model, rehearse
+from ssai3d_rt.export.typed import OPSET, Form, LayerNorm, check_weights, onnx_from_model
 from ssai3d_rt.network.nafnet import largest_tile
 from ssai3d_rt.progress import Progress, silent
 
@@ -60,8 +66,9 @@ BACKEND_LIMITS = {
     "fp16": Limits(real_psnr_db=50.0, extreme_error=0.03),
     "fp32": Limits(real_psnr_db=80.0, extreme_error=1e-3),
 }
-HIGH_ACTIVATION = 1e4
-_STAGES = 5
+FOLDING_LIMIT = 1e-5
+"""Folding that changes more than this fraction of the range in FP32 is warned of; the gate decides."""
+_STAGES = 6
 
 
 def export_bundle(
@@ -70,6 +77,7 @@ def export_bundle(
     *,
     tile: int | Literal["auto"] = "auto",
     precision: Literal["fp16", "fp32"] = "fp16",
+    layer_norm: LayerNorm = "island",
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
@@ -86,10 +94,13 @@ def export_bundle(
         finds.
     precision
         ``fp16`` (with FP32 islands) or ``fp32``.
+    layer_norm
+        ``island``, ``native32`` or ``native16``, see `ssai3d_rt.export.typed.Form`; what is fastest differs from GPU to
+        GPU.
     overwrite
         Replace a bundle of that name.
     progress
-        Told the five stages.
+        Told the six stages.
 
     Raises
     ------
@@ -116,28 +127,33 @@ def export_bundle(
         progress(f"export: {label}", number, _STAGES)
 
     stage("reference", 0)
-    check_weights(model.state, half=half)
+    check_weights(model.state)
     tiles, kinds = golden_tiles(side, model.samples)
     state_hash = state_sha256(model.state)
     with _one_thread():
         reference = _reference(model.state, tiles, window)
-        stage("rehearsal", 1)
-        rehearsed, peak = rehearse(model.state, tiles, precision=precision, pool_window=window)
-        _check_peak(peak, half=half)
+        stage("precision", 1)
+        folding = _folding(model.state, tiles, reference, window)
+        plan = plan_precision(model.state, tiles, kinds, pool_window=window) if half else None
+        form = Form(precision, layer_norm, plan.wide if plan else frozenset(), window)
+        stage("rehearsal", 2)
+        rehearsed, peak = rehearse(model.state, tiles, form)
+        _check_peak(peak, form)
         limits = EXPORT_LIMITS[precision]
         rehearsal = check_parity(reference, rehearsed, kinds=kinds, limits=limits, what=f"the network in {precision}")
-        stage("onnx", 2)
+        stage("onnx", 3)
         tools = _tools()
         metadata = {"tile": str(side), "precision": precision, "state_sha256": state_hash, "tools": json.dumps(tools)}
-        onnx = onnx_from_model(model.state, tile=side, precision=precision, pool_window=window, metadata=metadata)
-    stage("parity", 3)
+        onnx = onnx_from_model(model.state, form, tile=side, metadata=metadata)
+    stage("parity", 4)
     result = _onnxruntime(onnx, tiles)
     report = check_parity(reference, result, kinds=kinds, limits=limits, what=f"the {precision} export")
-    stage("write", 4)
+    stage("write", 5)
     contents = {
         ONNX: onnx,
         GOLDEN: golden_file(tiles, reference, kinds),
         WEIGHTS: _safetensors(model.state, {"adapted_from": model.record.base, "train_px": model.record.train_px}),
+        **(_precision_files(plan) if plan else {}),
     }
     shape = model.shape
     manifest = Manifest(
@@ -155,6 +171,9 @@ def export_bundle(
         ),
         tile=side,
         precision=precision,
+        layer_norm=layer_norm,
+        calibration=_precision_entry(plan) if plan else None,
+        folding=folding,
         opset=OPSET,
         limits=limits,
         backend_limits=BACKEND_LIMITS[precision],
@@ -222,14 +241,42 @@ def _reference(state: Mapping[str, Float], tiles: Float, window: int | None) -> 
     return reference
 
 
-def _check_peak(peak: float, *, half: bool) -> None:
-    if half and not peak <= FP16_MAX:
+def _folding(state: Mapping[str, Float], tiles: Float, reference: Float, window: int | None) -> dict[str, float]:
+    """Measure the steps of folding on two tiles, one of each sort: what is linear does not depend on the tile."""
+    ends = [0, -1]
+    errors = folding_errors(state, tiles[ends], reference[ends], pool_window=window)
+    for step, error in errors.items():
+        if not error < FOLDING_LIMIT:
+            logger.warning("folding (%s) changes the FP32 network by %.2g of its range", step, error)
+    return errors
+
+
+def _precision_entry(plan: PrecisionPlan) -> PrecisionEntry:
+    return PrecisionEntry(
+        tensors=len(plan.ranges),
+        wide=tuple(item.name for item in plan.ranges if item.name in plan.wide),
+        wide_weights=plan.wide_weights,
+        headroom=plan.headroom,
+        highest=plan.highest.peak,
+        highest_in=plan.highest.name,
+    )
+
+
+def _precision_files(plan: PrecisionPlan) -> dict[str, bytes]:
+    """Return the ranges, and their picture where there is something to draw with; what is shown says which."""
+    files = {PRECISION: plan.to_json().encode()}
+    with contextlib.suppress(MissingPackageError):
+        files[PICTURE] = draw_precision(plan)
+    return files
+
+
+def _check_peak(peak: float, form: Form) -> None:
+    if form.precision == "fp16" and not peak <= FP16_MAX:
+        what = "squares in LayerNorm" if form.layer_norm == "native16" else "activations"
+        instead = "--layer-norm island" if form.layer_norm == "native16" else "--precision fp32"
         raise ParityError(
-            f"activations reach {peak:.3g} on the golden tiles, FP16 ends at {FP16_MAX:.0f}; "
-            "export with --precision fp32"
+            f"{what} reach {peak:.3g} on the golden tiles, FP16 ends at {FP16_MAX:.0f}; export with {instead}"
         )
-    if half and peak > HIGH_ACTIVATION:
-        logger.warning("activations reach %.3g on the golden tiles; FP16 ends at %.0f", peak, FP16_MAX)
 
 
 def _onnxruntime(onnx: bytes, tiles: Float) -> Float:

@@ -11,6 +11,7 @@ from ssai3d_rt.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
     from ssai3d_rt.calibration.profile import RigProfile
+    from ssai3d_rt.export.bundle import Bundle
     from ssai3d_rt.imaging.stack import Stack
 
 Ranked = Literal[
@@ -38,6 +39,7 @@ Ranked = Literal[
 Layers = Literal[Ranked, "first-last", "depthwise", "all", "none"]
 Targets = Literal["auto", "turned", "synthetic", "bootstrapped", "raw"]
 Precision = Literal["fp16", "fp32"]
+LayerNorm = Literal["island", "native32", "native16"]
 Engine = Literal["none", "tensorrt", "tensorrt-rtx"]
 
 
@@ -220,6 +222,9 @@ def export(
         str, typer.Option(metavar="auto|PX", help="Side of the tiles that the network is fixed to.")
     ] = "auto",
     precision: Annotated[Precision, typer.Option(help="fp16 keeps FP32 where it is needed.")] = "fp16",
+    layer_norm: Annotated[
+        LayerNorm, typer.Option(help="How LayerNorm is written; native16 may overflow, which is then refused.")
+    ] = "island",
     engine: Annotated[Engine, typer.Option(help="Also build an engine for this machine.")] = "none",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle of that name.")] = False,
     as_json: Json = False,
@@ -232,7 +237,13 @@ def export(
     adapted = AdaptedModel.load(model)
     with console.progress_bar(as_json=as_json) as progress:
         bundle = export_bundle(
-            adapted, out, tile=_tile(tile), precision=precision, overwrite=overwrite, progress=progress
+            adapted,
+            out,
+            tile=_tile(tile),
+            precision=precision,
+            layer_norm=layer_norm,
+            overwrite=overwrite,
+            progress=progress,
         )
         built = None
         if engine != "none":
@@ -241,6 +252,7 @@ def export(
             built = engine_from_bundle(bundle, engine, progress=progress)
     manifest = bundle.manifest
     lines = [
+        *_precision_lines(bundle),
         f"parity with the FP32 reference: {manifest.parity.real.psnr_db:.1f} dB on real tiles",
         f"bundle: {bundle.folder} ({manifest.precision}, tiles of {manifest.tile} px)",
         *([f"engine: {built}"] if built else []),
@@ -249,11 +261,28 @@ def export(
         "bundle": str(bundle.folder),
         "bundle_id": bundle.bundle_id,
         "precision": manifest.precision,
+        "layer_norm": manifest.layer_norm,
+        "calibration": manifest.calibration.model_dump(mode="json") if manifest.calibration else None,
         "tile": manifest.tile,
         "parity": manifest.parity.model_dump(mode="json"),
         "engine": str(built) if built else None,
     }
     console.emit(result, as_json=as_json, lines=lines)
+
+
+def _precision_lines(bundle: "Bundle") -> list[str]:
+    """Say how many tensors stay FP32, and where the picture of all ranges is."""
+    from ssai3d_rt.calibration.precision import sentence_of
+    from ssai3d_rt.export.bundle import PICTURE
+
+    entry = bundle.manifest.calibration
+    if entry is None:
+        return []
+    counts = len(entry.wide), entry.tensors, len(entry.wide_weights)
+    lines = [f"precision: {sentence_of(*counts, entry.highest, entry.highest_in)}"]
+    if PICTURE in bundle.manifest.files:
+        return [*lines, f"ranges: {bundle.folder / PICTURE}"]
+    return [*lines, 'no picture of the ranges; run: pip install "ssai3d-rt[train]"']
 
 
 def _tile(text: str) -> int | Literal["auto"]:

@@ -37,6 +37,16 @@ def edit(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def forget(folder: Path, files: tuple[str, ...], keys: tuple[str, ...]) -> None:
+    """Make a bundle as it was made before it held these files and said these things."""
+    for name in files:
+        (folder / name).unlink(missing_ok=True)
+    path = folder / "manifest.json"
+    values = {key: value for key, value in json.loads(path.read_text()).items() if key not in keys}
+    values["files"] = {name: entry for name, entry in values["files"].items() if name not in files}
+    path.write_text(json.dumps(values))
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -64,7 +74,9 @@ def test_an_opened_bundle_holds_what_was_exported(tiny_bundle: Bundle, copy: Pat
     assert bundle.onnx == tiny_bundle.onnx
     assert bundle.bundle_id == tiny_bundle.bundle_id
     assert tiles.shape == reference.shape == (len(bundle.golden_kinds), 1, 64, 64)
-    assert set(bundle.manifest.files) == {"model.onnx", "golden.npz", "adapted.safetensors"}
+    assert set(bundle.manifest.files) - {"precision.png"} == {
+        *("model.onnx", "golden.npz", "adapted.safetensors", "precision.json")
+    }
     assert hashlib.sha256(bundle.weights()).hexdigest() == bundle.manifest.files["adapted.safetensors"].sha256
 
 
@@ -90,6 +102,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "onnx changed": (lambda f: flip(f / "model.onnx"), r"model.onnx was changed after its export \(SHA-256 differs\)"),
     "golden changed": (lambda f: flip(f / "golden.npz"), "golden.npz was changed"),
+    "ranges changed": (lambda f: flip(f / "precision.json"), "precision.json was changed"),
     "weights changed": (lambda f: flip(f / "adapted.safetensors"), "adapted.safetensors was changed"),
     "not onnx": (lambda f: reseal(f, "model.onnx", b"MZ"), "model.onnx: not an ONNX file"),
     "other tile": (lambda f: edit(f, tile=96), r"one port tiles \(N, 1, 96, 96\) float32"),
@@ -112,6 +125,12 @@ def test_a_damaged_bundle_is_refused_in_one_line(copy: Path, damage: Callable[[P
         Bundle.open(copy)
     assert "\n" not in str(caught.value)
     assert "copy.ssai3d" in str(caught.value)
+
+
+def test_a_bundle_made_before_precision_was_calibrated_opens(copy: Path) -> None:
+    forget(copy, ("precision.json", "precision.png"), ("calibration", "folding", "layer_norm"))
+    manifest = Bundle.open(copy).manifest
+    assert (manifest.calibration, manifest.folding, manifest.layer_norm) == (None, {}, "island")
 
 
 def test_a_link_to_a_file_elsewhere_is_refused(copy: Path, tmp_path: Path) -> None:

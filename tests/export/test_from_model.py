@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ssai3d_rt
+from ssai3d_rt.calibration.precision import PrecisionPlan, tensor_names
 from ssai3d_rt.errors import BundleError, ConfigError, ParityError
 from ssai3d_rt.export import from_model
 from ssai3d_rt.export.from_model import export_bundle, pool_window_for, state_sha256, tile_for
@@ -41,11 +42,26 @@ def test_a_bundle_says_all_that_a_rig_must_know(tiny_bundle: Bundle) -> None:
     assert manifest.rehearsal.real.psnr_db >= 55
     assert manifest.rehearsal.real.psnr_db < manifest.parity.real.psnr_db  # a CPU rounds less than a GPU
     assert 0 < manifest.peak_activation < 1e4
+    assert manifest.folding.keys() == {"none", "norm", "scale", "pool", "all"}
+    assert max(manifest.folding.values()) < 1e-5
     assert manifest.adaptation.base == "tiny"
     assert manifest.adaptation.blur_px == (1.0, 4.0)
     assert {"torch", "onnx", "onnxruntime", "ssai3d-rt", "python"} <= set(manifest.tools)
     tiles, reference = tiny_bundle.golden
     assert np.abs(reference - tiles).max() > 0.01  # the network does something
+
+
+def test_a_bundle_says_which_tensors_stay_fp32_and_shows_their_ranges(tiny_bundle: Bundle) -> None:
+    entry = tiny_bundle.manifest.calibration
+    assert entry is not None
+    assert (entry.wide, entry.wide_weights, entry.headroom) == ((), (), 4.0)
+    plan = PrecisionPlan.from_json((tiny_bundle.folder / "precision.json").read_bytes())
+    assert tuple(item.name for item in plan.ranges) == tensor_names(SHAPE)
+    assert entry.tensors == len(plan.ranges)
+    assert entry.highest == pytest.approx(plan.highest.peak, rel=1e-4)
+    assert entry.highest == pytest.approx(tiny_bundle.manifest.peak_activation, rel=1e-2)
+    pytest.importorskip("matplotlib")
+    assert (tiny_bundle.folder / "precision.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_the_weights_in_a_bundle_are_those_of_the_model(tiny_bundle: Bundle) -> None:
@@ -56,7 +72,7 @@ def test_the_weights_in_a_bundle_are_those_of_the_model(tiny_bundle: Bundle) -> 
 
 
 def overflowing(state: State) -> None:
-    """Every weight fits FP16, the activations do not; the FP32 network is fine."""
+    """The stream that runs through the network leaves FP16's range; the FP32 network is fine."""
     state["intro.weight"] *= np.float32(5e4)
     state["ending.weight"] *= np.float32(1e-5)
 
@@ -71,8 +87,6 @@ def cancelling(state: State) -> None:
 
 POISON: dict[str, tuple[Callable[[State], object], str]] = {
     "nan": (lambda s: s["ups.0.0.weight"].__setitem__((0, 0), np.nan), "ups.0.0.weight are not finite"),
-    "weights": (lambda s: s["downs.0.weight"].__imul__(1e7), "downs.0.weight reach .* export with --precision fp32"),
-    "activations": (overflowing, "activations reach .* FP16 ends at 65504"),
     "precision": (cancelling, "the network in fp16 is off the FP32 reference: PSNR .* at least 55 dB is needed"),
     "fp32": (lambda s: s["intro.weight"].__imul__(3e38), "FP32 network itself gives values that are not finite|reach"),
 }
@@ -89,7 +103,39 @@ def test_a_poisoned_network_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_fp16_cannot_hold_is_exported_as_fp32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture(scope="module")
+def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    state = tiny_state()
+    overflowing(state)
+    return export_bundle(tiny_model(state), tmp_path_factory.mktemp("wide") / "wide.ssai3d", tile=TILE)
+
+
+def test_what_fp16_cannot_hold_stays_fp32_in_an_fp16_bundle(wide_bundle: Bundle) -> None:
+    entry = wide_bundle.manifest.calibration
+    assert entry is not None
+    assert {"intro", "encoders.0.0.residual1", "skips.0"} <= set(entry.wide)
+    assert not any(name.endswith(("norm1", "gate1", "attention")) for name in entry.wide)
+    assert entry.wide_weights == ("ending",)
+    assert entry.highest > 65504 >= wide_bundle.manifest.peak_activation
+    assert wide_bundle.manifest.parity.real.psnr_db >= 55
+    assert wide_bundle.manifest.rehearsal.real.psnr_db >= 55
+    assert wide_bundle.manifest.rehearsal.extremes.non_finite == 0
+    graph = onnx.load_from_string(wide_bundle.onnx).graph
+    kinds = [i.data_type for i in graph.initializer if i.name.endswith("_weight")]
+    assert kinds.count(onnx.TensorProto.FLOAT16) > 10 > kinds.count(onnx.TensorProto.FLOAT) > 0
+
+
+def test_a_layer_norm_whose_squares_overflow_is_refused_in_native16(tmp_path: Path) -> None:
+    state = tiny_state()
+    for key in ("intro.weight", "intro.bias"):
+        state[key] *= np.float32(200)  # values of some hundreds: they fit FP16, their squares do not
+    state["ending.weight"] /= np.float32(200)
+    with pytest.raises(ParityError, match=r"squares in LayerNorm reach inf .* export with --layer-norm island"):
+        export_bundle(tiny_model(state), tmp_path / "n.ssai3d", tile=TILE, layer_norm="native16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_in_fp32_holds_no_fp16(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = tiny_state()
     overflowing(state)
     seen: list[tuple[str, int, int]] = []
@@ -99,14 +145,18 @@ def test_what_fp16_cannot_hold_is_exported_as_fp32(tmp_path: Path, caplog: pytes
             tmp_path / "wide.ssai3d",
             tile=TILE,
             precision="fp32",
+            layer_norm="native32",
             progress=lambda label, done, total: seen.append((label, done, total)),
         )
     assert bundle.manifest.precision == "fp32"
+    assert bundle.manifest.layer_norm == "native32"
+    assert bundle.manifest.calibration is None
     assert bundle.manifest.peak_activation > 65504
     assert bundle.manifest.parity.real.psnr_db >= 90
     graph = onnx.load_from_string(bundle.onnx).graph
     assert all(i.data_type != onnx.TensorProto.FLOAT16 for i in graph.initializer)
-    assert [done for _, done, _ in seen] == [0, 1, 2, 3, 4, 5]
+    assert sum(node.op_type == "LayerNormalization" for node in graph.node) == 6
+    assert [done for _, done, _ in seen] == [0, 1, 2, 3, 4, 5, 6]
     assert not caplog.records
 
 
