@@ -209,7 +209,10 @@ def import_trt(backend: str) -> Any:
         raise BackendError(f"no engines for backend {backend!r}; choose from {', '.join(MODULES)}")
     module = MODULES[backend]
     try:
-        return importlib.import_module(module)
+        trt = importlib.import_module(module)
+        if not hasattr(trt, "Builder"):  # a folder that was left behind imports as an empty package
+            raise ImportError("it has no Builder")
+        return trt
     except Exception as error:  # vendors' packages raise what they like when a library is missing
         if isinstance(error, ModuleNotFoundError) and error.name == module:
             raise MissingPackageError(module, extra=backend) from None

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from ssai3d_rt import console
-from ssai3d_rt.commands import adaptation, bench, compare, house, rig, surgeon
+from ssai3d_rt.commands import adaptation, bench, compare, engine, house, rig, surgeon
 from ssai3d_rt.errors import Ssai3dError
 
 INTERRUPTED = 130
@@ -33,7 +33,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 weights_app = typer.Typer(no_args_is_help=True, help="List, import and train base networks.")
+engine_app = typer.Typer(no_args_is_help=True, help="List, build and clear the engines of this machine.")
 surgeon_app = typer.Typer(no_args_is_help=True, help="Rank the layers of a base network; train what ranks them.")
+
+SUBGROUPS = {"weights": weights_app, "engine": engine_app, "surgeon": surgeon_app}
 
 EXAMPLES: dict[str, str] = {}
 """Every command's example, as its help shows it."""
@@ -41,7 +44,7 @@ EXAMPLES: dict[str, str] = {}
 
 def _add(group: typer.Typer, name: str, function: Callable[..., Any], example: str) -> None:
     """Add a command with its example."""
-    parent = "weights " if group is weights_app else "surgeon " if group is surgeon_app else ""
+    parent = next((f"{word} " for word, sub in SUBGROUPS.items() if sub is group), "")
     path = f"{parent}{name}"
     EXAMPLES[path] = example
     group.command(name, epilog=f"Example: {example}")(function)
@@ -62,6 +65,10 @@ app.add_typer(weights_app, name="weights")
 _add(weights_app, "list", house.weights_list, "ssai3d-rt weights list")
 _add(weights_app, "import", house.weights_import, "ssai3d-rt weights import NAFNet-REDS-width64.pth --name reds64")
 _add(weights_app, "pretrain", house.weights_pretrain, "ssai3d-rt weights pretrain -o my-base --iterations 10000")
+app.add_typer(engine_app, name="engine")
+_add(engine_app, "list", engine.engine_list, "ssai3d-rt engine list")
+_add(engine_app, "build", engine.engine_build, "ssai3d-rt engine build cells.ssai3d --backend tensorrt-rtx")
+_add(engine_app, "clear", engine.engine_clear, "ssai3d-rt engine clear")
 app.add_typer(surgeon_app, name="surgeon")
 _add(surgeon_app, "rank", surgeon.rank, "ssai3d-rt surgeon rank cells.tif --rig rig.toml -o layers.png")
 _add(surgeon_app, "train", surgeon.train, "ssai3d-rt surgeon train -o my-surgeon --base reds64")

@@ -1,6 +1,7 @@
 """What this machine can do, and the next step where it cannot: Python, packages, backends, cores, memory, disk.
 
-It only looks; it installs and changes nothing, and it imports no heavy package.
+It only looks; it installs and changes nothing. Whether a backend's package loads is found out in a process of its own,
+so that a broken one is a line of the report and never a failure of it.
 
 >>> report = examine()
 >>> sorted({check.group for check in report.checks})
@@ -18,10 +19,12 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssai3d_rt.runtime import backends
+from ssai3d_rt.runtime.loads import why_not_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +36,18 @@ LOW_DISK_GIB = 10.0
 GIB = 1024**3
 FEW_NAMES = 8
 """A complete extra of more packages than this is counted, not listed."""
+
+PROBED = {
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "onnxruntime-cuda": ("onnxruntime", "gpu"),
+    "onnxruntime": ("onnxruntime", "cpu"),
+    "openvino": ("openvino", "cpu"),
+}
+"""Backends, by how their names begin -> the package that is loaded to see whether it is whole, and its extra.
+
+Torch is left out: loading it takes seconds, and where a rig needs it, it says itself what is wrong.
+"""
 
 _REQUIREMENT = re.compile(
     r"""^(?P<name>[A-Za-z0-9._-]+)(\[(?P<extras>[^]]*)\])?.*?(extra == ['"](?P<extra>[^'"]+)['"])?$"""
@@ -138,14 +153,28 @@ def _packages() -> Iterator[Check]:
 
 
 def _backends() -> Iterator[Check]:
-    """Check each backend in order of priority; the reason it cannot run comes from itself."""
-    for name in backends.BACKENDS:
+    """Check each backend in order of priority: does its package load; then, its own reason why it cannot run."""
+    packages = {name: _package_of(name) for name in backends.BACKENDS}
+    installed = {package[0]: None for package in packages.values() if package and find_spec(package[0]) is not None}
+    broken = why_not_loaded(installed)
+    for name, package in packages.items():
+        fault = broken.get(package[0]) if package else None
+        if package and fault:
+            detail = f"{package[0]} is installed but cannot be loaded ({fault})"
+            step = f'pip install --force-reinstall "{DISTRIBUTION}[{package[1]}]"'
+            yield Check("backends", name, State.PROBLEM, detail, step)
+            continue
         reason = backends.why_not(name)
         if reason is None:
             yield Check("backends", name, State.OK, "runs here")
         else:
             detail, _, step = reason.partition("; ")
             yield Check("backends", name, State.ABSENT, detail, step.removeprefix("run: "))
+
+
+def _package_of(backend: str) -> tuple[str, str] | None:
+    """Return the package that a backend needs, and its extra."""
+    return next((package for start, package in PROBED.items() if backend.startswith(start)), None)
 
 
 def requirements_by_extra() -> dict[str, list[str]]:
