@@ -60,7 +60,10 @@ class Stream(Protocol):
         """Let the work that is queued from here on begin only after the event."""
 
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Capture what `work` queues on this stream as a CUDA graph, without doing it; return what queues the graph."""
+        """Capture what `work` queues on this stream as a CUDA graph, without doing it; return what queues the graph.
+
+        Raises `BackendError` where the work cannot be captured or the package has no graphs.
+        """
 
 
 class Cuda(Protocol):

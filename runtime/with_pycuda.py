@@ -1,10 +1,15 @@
-"""`Cuda` over PyCUDA, which is compiled on the rig. Never `pycuda.autoinit`: its context is not the primary one."""
+"""`Cuda` over PyCUDA, which is compiled on the rig. Never `pycuda.autoinit`: its context is not the primary one.
+
+It has no CUDA graphs (2026.1).
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import logging
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,16 +30,33 @@ _SLEEPING_EVENT = 3
 """CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING: who waits sleeps; the acquisition needs that core."""
 
 
+@cache
+def _primary_context(driver: Any) -> Any:
+    """Retain the primary context once, for as long as the process lives, as CUDA's own runtime does.
+
+    When PyCUDA releases it, it leaves it on the stack of this thread, or does not release it from another one.
+    """
+    driver.init()
+    context = driver.Device(0).retain_primary_context()
+    atexit.register(context.detach)  # left to the garbage collector, PyCUDA detaches it as if it were its own
+    return context
+
+
 class PyCuda:
     """See `Cuda`."""
 
     def __init__(self) -> None:
-        self.driver: Any = importlib.import_module("pycuda.driver")
+        try:
+            self.driver: Any = importlib.import_module("pycuda.driver")
+        except ImportError as error:  # compiled against another CUDA or Python
+            raise BackendError(
+                f"PyCUDA is installed but cannot be loaded ({error}); build it again, or: pip uninstall pycuda, "
+                "pip install cuda-python"
+            ) from None
         self._memory: list[Any] = []
         self._handles: list[Any] = []
         with self.told():
-            self.driver.init()
-            self._context: Any = self.driver.Device(0).retain_primary_context()
+            self._context: Any = _primary_context(self.driver)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -46,7 +68,8 @@ class PyCuda:
         try:
             yield
         finally:
-            self.driver.Context.pop()
+            with self.told():
+                self.driver.Context.pop()
 
     def pinned(self, shape: tuple[int, ...]) -> Float:
         """See `Cuda.pinned`."""
@@ -81,7 +104,6 @@ class PyCuda:
             while self._memory:
                 self._free(self._memory.pop())
             self._handles.clear()
-        self._context.detach()
         self._context = None
 
     def _free(self, memory: Any) -> None:
@@ -144,16 +166,4 @@ class PyCudaStream:
 
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Stream.captured`."""
-        with self._cuda.told():
-            self._stream.begin_capture(self._cuda.driver.capture_mode.THREAD_LOCAL)
-            try:
-                work()
-            finally:
-                graph = self._stream.end_capture()
-            ready = self._cuda.kept(graph.instance())
-
-        def launch() -> None:
-            with self._cuda.told():
-                ready.launch(self._stream)
-
-        return launch
+        raise BackendError("PyCUDA has no CUDA graphs; do without, or: pip uninstall pycuda, pip install cuda-python")
