@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ssai3d_rt.adapt.lesson import prepare
 from ssai3d_rt.adapt.mask import Layers, open_layers, select_layers
 from ssai3d_rt.adapt.model import AdaptedModel, Fingerprint, ModelRecord
-from ssai3d_rt.adapt.settings import FinetuneSettings
+from ssai3d_rt.adapt.settings import FinetuneSettings, Targets
 from ssai3d_rt.adapt.train import CHECKPOINT, Course, train
 from ssai3d_rt.calibration.character import measure_character
 from ssai3d_rt.errors import InputError
@@ -88,7 +88,8 @@ def finetune(
     lesson = prepare(given, rig, settings, base, network, progress=progress)
     chosen, trained = open_chosen(network, lesson, settings)
     identity = _identity(settings, base, tuple(_fingerprint(stack) for stack in given), rig)
-    course = train(network, lesson.pairs, settings, identity=identity, folder=folder, progress=progress)
+    judged = judged_by(lesson, settings)
+    course = train(network, lesson.pairs, judged, identity=identity, folder=folder, progress=progress)
     seconds = time.monotonic() - started
     model = adapted(lesson, settings, base, course, chosen=chosen, trained=trained, seconds=seconds)
     if folder is not None:
@@ -103,6 +104,17 @@ def open_chosen(network: NAFNet, lesson: Lesson, settings: FinetuneSettings) -> 
         network, settings.layers, sample, share=settings.share, surgeon=settings.surgeon, seed=settings.seed
     )
     return chosen, open_layers(network, chosen.mask, everything=settings.layers is Layers.ALL)
+
+
+def judged_by(lesson: Lesson, settings: FinetuneSettings) -> FinetuneSettings:
+    """Return the settings with the gain that a lesson's held-out pairs must show.
+
+    Synthetic images alone must show twice as much: they say how well the blur is undone, not what that does to the
+    sample.
+    """
+    if lesson.targets is not Targets.SYNTHETIC:
+        return settings
+    return settings.model_copy(update={"min_gain_db": 2 * settings.min_gain_db})
 
 
 def adapted(

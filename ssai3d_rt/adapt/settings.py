@@ -63,9 +63,8 @@ class FinetuneSettings(Settings):
         Share of the tuned weights in the mean of base and tuned weights that is kept; 1 keeps the tuned weights alone,
         as in the article.
     min_gain_db
-        PSNR on the held-out pairs that tuned weights must gain to be used. The pairs cannot tell less: in 36 cases of
-        ``benchmarks/article.py`` tuned weights that gained less there were 2 dB below to 0.4 dB above the base network
-        in truth, those that gained more were 1.3 to 5.6 dB above it.
+        PSNR on the held-out pairs that tuned weights must gain to be used; twice as much where the pairs are synthetic
+        images alone. The pairs cannot tell less, see docs/benchmark.md.
     judge
         Whether the held-out pairs decide which weights are kept, the base network's included; without it the last ones
         are, as in the article.

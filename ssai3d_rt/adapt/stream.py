@@ -20,6 +20,7 @@ import numpy as np
 
 from ssai3d_rt.adapt.finetune import (
     adapted,
+    judged_by,
     open_chosen,
     require_usable,
 )
@@ -191,7 +192,7 @@ class _Learner:
         lesson = self.lesson(whole, PREPARE_SHARE * self.ready_within_s)
         chosen, trained = self.opened or open_chosen(self.network, lesson, self.settings)
         pairs, base = _After(lesson.pairs, self.steps), self.base.state
-        settings = self._late_settings(deadline_s)
+        settings = judged_by(lesson, self._late_settings(deadline_s))
         course = train(self.network, pairs, settings, identity="", progress=self.progress, base=base)
         checks = [
             check.model_copy(

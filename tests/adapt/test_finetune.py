@@ -127,6 +127,15 @@ def test_a_gain_that_the_pairs_cannot_tell_is_not_used(base: Path, stack: Stack)
     assert all(np.array_equal(before[key], model.state[key]) for key in before)
 
 
+def test_synthetic_images_alone_must_show_twice_the_gain(base: Path, stack: Stack) -> None:
+    record = finetune(stack, settings=settings(base, targets="synthetic")).record
+    gain_db = record.best_psnr_db - record.base_psnr_db
+    assert gain_db > 0.1
+    for share, kept in ((0.45, "tuned"), (0.55, "base")):
+        asked = settings(base, targets="synthetic", min_gain_db=share * gain_db)
+        assert finetune(stack, settings=asked).record.kept == kept
+
+
 def test_without_layers_the_base_comes_back(base: Path, stack: Stack) -> None:
     model = finetune(stack, settings=settings(base, layers="none"))
     assert model.record.kept == "base"
