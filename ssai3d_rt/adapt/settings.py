@@ -93,7 +93,7 @@ class FinetuneSettings(Settings):
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
     blend: float = Field(default=1.0, gt=0, le=1)
-    min_gain_db: float = Field(default=1.1, ge=0)
+    min_gain_db: float = Field(default=1.4, ge=0)
     judge: bool = True
     patience: int = Field(default=6, ge=1)
     check_every: int = Field(default=40, ge=1)
