@@ -33,10 +33,9 @@ def draw(found: Bench, path: Path) -> None:
     except ImportError as error:
         raise MissingPackageError("matplotlib", extra="train") from error
 
-    names = list(dict.fromkeys(row.backend for row in (*found.tiles, *found.stacks) if row.detail))
-    colours = {
-        name: COLOURS[number % len(COLOURS)] for number, name in enumerate(n for n in names if "-style" not in n)
-    }
+    names = dict.fromkeys([row.backend for row in found.tiles] + [row.backend for row in found.stacks])
+    ours = [name for name in names if "-style" not in name]
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(ours)}
     panels = [panel for panel in (_tile_bars(found.tiles), _stack_bars(found.stacks)) if panel[1]]
     heights = [len(bars) * BAR_IN + 0.75 for _, bars in panels] or [1.0]
     figure = Figure(figsize=(WIDTH_IN, sum(heights) + 0.35), dpi=120, facecolor="white", layout="constrained")
