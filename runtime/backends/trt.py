@@ -64,6 +64,17 @@ def why_not(name: str) -> str | None:
     return None
 
 
+def caution(name: str) -> str | None:
+    """Return what its user should know before it is used on this machine's GPU, or None."""
+    card = gpu()
+    if name == RTX and card is not None and card.capability == _TURING:
+        return (
+            f"TensorRT for RTX has returned zeros without an error on Turing cards such as {card.name}; the golden "
+            "tiles are run after every load and would show it; onnxruntime-cuda is the alternative"
+        )
+    return None
+
+
 def candidates(bundle: Bundle, name: str) -> Iterator[TensorRtRunner]:
     """Build or take from the cache an engine of the bundle, and load it."""
     yield TensorRtRunner(bundle, name)
@@ -99,12 +110,8 @@ class TensorRtRunner:
         self._context: Any = None
         self._pipeline: Pipeline | None = None
         card = gpu()
-        if name == RTX and card is not None and card.capability == _TURING:
-            logger.warning(
-                "TensorRT for RTX has returned zeros without an error on Turing cards such as %s; the golden tiles "
-                "are run after every load and would show it",
-                card.name,
-            )
+        if words := caution(name):
+            logger.warning("%s", words)
         jit = jit_cache_path(path, card.identity) if name == RTX and card is not None else None
         shape = (best, bundle.manifest.channels, self.tile, self.tile)
         try:
