@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 
 from ssai3d_rt.errors import BackendError, ParityError, Ssai3dError, StorageError
 from ssai3d_rt.export.cache import cache_folder, private_folder
+from ssai3d_rt.export.gpu import gpu
 from ssai3d_rt.runtime.backends import ort, ov, reference, trt
 from ssai3d_rt.runtime.backends.runner import Runner, self_test
-from ssai3d_rt.runtime.cuda import gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TIMED_TILES = 8
 _TIMED_ROUNDS = 2
 
 
@@ -179,7 +178,7 @@ def _measured(bundle: Bundle, names: list[str], threads: int | None, note: _Choi
 def _tile_ms(runner: Runner, bundle: Bundle) -> float:
     """Best time per tile in milliseconds, after the self-test warmed it up."""
     tiles = bundle.golden[0]
-    tiles = tiles[[number % len(tiles) for number in range(_TIMED_TILES)]]
+    tiles = tiles[[number % len(tiles) for number in range(2 * runner.batch)]]  # full batches that may overlap
     best = float("inf")
     for _ in range(_TIMED_ROUNDS):
         start = time.perf_counter()
