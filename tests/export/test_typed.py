@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ssai3d_rt.errors import ParityError
+from ssai3d_rt.export.engine import engine_from_bundle, load_engine
 from ssai3d_rt.export.golden import golden_tiles
 from ssai3d_rt.export.onnxfile import facts_of
 from ssai3d_rt.export.parity import Limits, check_parity
@@ -65,6 +66,24 @@ def typed(tiny_bundle: Bundle) -> bytes:
     return tiny_bundle.onnx
 
 
+NATIVE16 = Form(
+    layer_norm="native16", wide=frozenset({"encoders.0.0.conv2", "encoders.0.0.gate1", "middle_blks.0.residual1"})
+)
+UNFOLDED = Form(layer_norm="native32", steps=frozenset(), pool_window=24)
+
+
+@pytest.fixture(scope="module")
+def native16() -> bytes:
+    """LayerNormalization on FP16, and some tensors that stay FP32."""
+    return onnx_from_model(tiny_state(strength=1.0), NATIVE16, tile=TILE)
+
+
+@pytest.fixture(scope="module")
+def unfolded() -> bytes:
+    """LayerNormalization in FP32, three colours, a pooling window, nothing folded."""
+    return onnx_from_model(tiny_state(strength=1.0, shape=replace(SHAPE, channels=3)), UNFOLDED, tile=TILE)
+
+
 @pytest.mark.parametrize("window", [None, 24, 100], ids=["mean", "tlc", "wide tlc"])
 def test_the_folded_fp32_twin_equals_the_network(window: int | None) -> None:
     state = tiny_state(shape=DEEP, strength=1.0)
@@ -111,12 +130,9 @@ def test_convolutions_are_fp16_and_the_islands_are_fp32(typed: bytes) -> None:
     assert [graph.type_of(node) for node in final] == [FULL]
 
 
-def test_wide_tensors_are_fp32_and_so_is_what_takes_or_gives_them() -> None:
+def test_wide_tensors_are_fp32_and_so_is_what_takes_or_gives_them(native16: bytes) -> None:
     state = tiny_state(strength=1.0)
-    wide = frozenset({"encoders.0.0.conv2", "encoders.0.0.gate1", "middle_blks.0.residual1"})
-    form = Form(layer_norm="native16", wide=wide)
-    data = onnx_from_model(state, form, tile=TILE)
-    graph = Graph(data)
+    graph = Graph(native16)
     # conv2 gives a wide tensor. Nothing else: the attention's product may be FP16 again, and conv3 takes that.
     assert sorted(graph.type_of(node) for node in graph.of("Conv")) == [FULL] + [HALF] * (3 + 6 * BLOCKS)
     gates = [n for n in graph.of("Mul") if all(graph.made_by[i].op_type == "Split" for i in n.input)]
@@ -126,23 +142,33 @@ def test_wide_tensors_are_fp32_and_so_is_what_takes_or_gives_them() -> None:
     assert sorted(graph.type_of(node) for node in norms) == [FULL] + [HALF] * (2 * BLOCKS - 1)
     assert len(graph.of("ReduceMean")) == BLOCKS  # the pooled means alone
     tiles, kinds = golden_tiles(TILE, tiny_model().samples)
-    check_parity(reference(state, tiles), ort(data, tiles), kinds=kinds, limits=Limits(), what="native16")
+    check_parity(reference(state, tiles), ort(native16, tiles), kinds=kinds, limits=Limits(), what="native16")
     with torch.inference_mode():
-        eager = TypedNAFNet(state, form)(torch.from_numpy(tiles)).numpy()
+        eager = TypedNAFNet(state, NATIVE16)(torch.from_numpy(tiles)).numpy()
     check_parity(reference(state, tiles), eager, kinds=kinds, limits=Limits(), what="eager")
 
 
-def test_nothing_folded_exports_too() -> None:
+def test_nothing_folded_exports_too(unfolded: bytes) -> None:
     state = tiny_state(strength=1.0, shape=replace(SHAPE, channels=3))
     tiles, kinds = golden_tiles(TILE, tiny_model().samples)
-    data = onnx_from_model(state, Form(layer_norm="native32", steps=frozenset(), pool_window=24), tile=TILE)
     wanted = reference(state, np.repeat(tiles, 3, axis=1), 24).mean(1, keepdims=True)
-    check_parity(wanted, ort(data, tiles), kinds=kinds, limits=Limits(), what="unfolded")
-    graph = Graph(data)
+    check_parity(wanted, ort(unfolded, tiles), kinds=kinds, limits=Limits(), what="unfolded")
+    graph = Graph(unfolded)
     norms = graph.of("LayerNormalization")
     assert [graph.type_of(node) for node in norms] == [FULL] * 2 * BLOCKS
     assert {"encoders_0_0_norm1_weight", "intro_weight"} <= set(graph.types)
-    assert [p.dims for p in facts_of(data).inputs] == [(None, 1, TILE, TILE)]
+    assert [p.dims for p in facts_of(unfolded).inputs] == [(None, 1, TILE, TILE)]
+
+
+@pytest.mark.parametrize("which", ["native16", "unfolded"])
+def test_tensorrt_for_rtx_builds_every_form_and_warns_of_nothing(
+    which: str, tiny_bundle: Bundle, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    bundle = replace(tiny_bundle, onnx=request.getfixturevalue(which))
+    data, note = load_engine(engine_from_bundle(bundle, "tensorrt-rtx", tmp_path))
+    assert len(data) > 10_000
+    assert not [w for w in note.warnings if "norm" in w.lower() or "FP16" in w], note.warnings
 
 
 def test_the_file_holds_nothing_of_this_machine_and_is_the_same_each_time(typed: bytes) -> None:
