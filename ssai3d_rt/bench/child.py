@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,8 +29,19 @@ TASKS = {
 """What a child can do: module and function; each takes and returns plain JSON values."""
 
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What libraries read when they are loaded."""
+
+
 def measured(task: str, **arguments: Any) -> dict[str, Any]:
     """Run a task in a process of its own.
+
+    Parameters
+    ----------
+    task
+        A name of `TASKS`.
+    arguments
+        Of the task, plain JSON values; ``threads`` also tells the libraries that ask the environment.
 
     Returns
     -------
@@ -45,8 +57,12 @@ def measured(task: str, **arguments: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ssai3d-bench-") as folder:
         answer = Path(folder, "answer.json")
         command = [sys.executable, "-m", "ssai3d_rt.bench.child", task, str(answer)]
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ)  # as the command line has it
+        if arguments.get("threads") is not None:
+            environment |= dict.fromkeys(THREAD_VARIABLES, str(arguments["threads"]))
+        given = json.dumps(arguments)
         with DeviceWatch() as device:
-            done = subprocess.run(command, input=json.dumps(arguments), capture_output=True, text=True, check=False)
+            done = subprocess.run(command, input=given, env=environment, capture_output=True, text=True, check=False)
         if not answer.is_file():
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise BackendError(f"the process that measured died with status {done.returncode}: {said}")

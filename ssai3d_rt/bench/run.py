@@ -21,6 +21,7 @@ from ssai3d_rt.bench.tiles import MOST_WAYS
 from ssai3d_rt.compare.figures import fitted_to
 from ssai3d_rt.errors import Ssai3dError
 from ssai3d_rt.export.bundle import WEIGHTS
+from ssai3d_rt.export.parity import BEST_DB
 from ssai3d_rt.imaging.metrics import psnr
 from ssai3d_rt.imaging.read import read_stack
 from ssai3d_rt.network.cost import Cost, cost_of
@@ -319,7 +320,7 @@ def likeness_db(ours: Path, theirs: Path) -> float:
     """
     a, b = (read_stack(path).data.astype(np.float32) for path in (ours, theirs))
     spread = float(b.max() - b.min())
-    return psnr(fitted_to(a, b), b, spread if spread > 0 else 1.0)
+    return min(psnr(fitted_to(a, b), b, spread if spread > 0 else 1.0), BEST_DB)
 
 
 class _Steps:

@@ -25,7 +25,7 @@ def bench(
     backends: Annotated[
         str, typer.Option(metavar="all|NAME,...", help="What to measure; `doctor` lists the names.")
     ] = "all",
-    batches: Annotated[str, typer.Option(metavar="N,...", help="Tiles per call.")] = "1,2,4,8",
+    batches: Annotated[str, typer.Option(metavar="N,...", help="Tiles that are computed at once.")] = "1,2,4,8",
     tiles: Annotated[
         str | None, typer.Option(metavar="PX,...", help="Export again with these tiles; needs the train extra.")
     ] = None,
