@@ -1,6 +1,6 @@
 # What a fresh clone needs: Python 3.10 or newer and make. Every target sets up .venv first; a second call skips that.
 #   make demo     the whole job, from a (simulated) microscope to restored stacks, into demo-out/
-#   make test     the tests, warnings are errors
+#   make test     the tests, on all cores, warnings are errors
 #   make lint     ruff, both linter and formatter
 #   make types    mypy strict
 # Variables: PYTHON (which Python makes .venv), EXTRAS (what gets installed), ARGS (passed on to the command or to pytest).
@@ -31,7 +31,7 @@ demo: $(STAMP)
 	$(BIN)/ssai3d-rt demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
