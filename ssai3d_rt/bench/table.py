@@ -35,7 +35,7 @@ def tile_columns(rows: Sequence[TileRow]) -> dict[str, list[str]]:
         "host MiB": [in_mib(row.host_bytes) for row in rows],
         "GPU MiB": [in_mib(row.device_bytes) for row in rows],
     }
-    return {head: cells for head, cells in table.items() if set(cells) != {ABSENT}}
+    return {head: cells for head, cells in table.items() if set(cells) - {ABSENT}}
 
 
 def stack_columns(rows: Sequence[StackRow]) -> dict[str, list[str]]:
@@ -52,7 +52,7 @@ def stack_columns(rows: Sequence[StackRow]) -> dict[str, list[str]]:
         "times faster": [ABSENT if yardstick is None else f"{yardstick.restore_s / row.restore_s:.2f}" for row in rows],
         "likeness dB": [ABSENT if row.psnr_db is None else f"{row.psnr_db:.1f}" for row in rows],
     }
-    return {head: cells for head, cells in table.items() if set(cells) != {ABSENT}}
+    return {head: cells for head, cells in table.items() if set(cells) - {ABSENT}}
 
 
 def tables(found: Bench) -> list[Table]:

@@ -191,6 +191,7 @@ def test_tables_show_what_there_is() -> None:
     assert columns["% of matmul"] == ["25"]
     assert columns["ms/tile"] == ["2.00"]
     assert not {"% of memory", "GPU MiB"} & set(columns)
+    assert tile_columns([]) == stack_columns([]) == {}
     compared = stack_columns([YARDSTICK, STACK_ROW])
     assert compared["times faster"] == ["1.00", "3.00"]
     assert compared["likeness dB"] == ["-", "55.0"]
