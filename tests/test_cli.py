@@ -294,6 +294,8 @@ def test_the_job_by_its_commands(run: Run, spots: Path, tmp_path: Path) -> None:
     status, text, err = run("export", str(model), "-o", str(bundle), "--tile", "96")
     assert (status, err) == (0, "")
     assert f"bundle: {bundle}" in text
+    assert re.search(r"^precision: 0 of 239 tensors stay FP32; the highest value is \d+", text, re.MULTILINE)
+    assert str(bundle / "precision.png") in text.replace("\n", "")
     status, _, err = run("export", str(model), "-o", str(bundle))
     assert status == 1
     assert "--overwrite" in err
