@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssai3d_rt import console
-from ssai3d_rt.bench import Plan, bench
-from ssai3d_rt.bench.run import UPSTREAM
+from ssai3d_rt.bench.plan import Plan
+from ssai3d_rt.bench.run import UPSTREAM, bench
 from ssai3d_rt.bench.sample import random_state, simulated_stack, untuned_model
 from ssai3d_rt.bench.table import notes, tables
 from ssai3d_rt.export.bundle import Bundle
@@ -35,7 +35,7 @@ from ssai3d_rt.network.nafnet import NAFNetShape
 from ssai3d_rt.network.weights import load_network
 
 if TYPE_CHECKING:
-    from ssai3d_rt.bench import Bench
+    from ssai3d_rt.bench.run import Bench
     from ssai3d_rt.imaging.stack import Stack
 
 SPARSE = 4.0

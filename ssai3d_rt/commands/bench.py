@@ -11,7 +11,7 @@ from ssai3d_rt.commands.options import Debug, Json, VoxelXY, VoxelZ
 from ssai3d_rt.errors import ConfigError, MissingPackageError
 
 if TYPE_CHECKING:
-    from ssai3d_rt.bench import Bench
+    from ssai3d_rt.bench.run import Bench
 
 RECORD, PICTURE = "bench.json", "bench.png"
 SHAPE = "24,128,128"
@@ -59,9 +59,8 @@ def bench(
     Each configuration runs in a process of its own. A way that does not give the reference's numbers is refused, not
     timed. Prints tables; the last line of stdout is always one JSON object. Measure on a quiet machine.
     """
-    from ssai3d_rt.bench import Plan
-    from ssai3d_rt.bench import bench as run
-    from ssai3d_rt.bench.plan import LAYER_NORMS
+    from ssai3d_rt.bench.plan import LAYER_NORMS, Plan
+    from ssai3d_rt.bench.run import bench as run
     from ssai3d_rt.bench.run import save
     from ssai3d_rt.bench.table import notes, tables
     from ssai3d_rt.export.bundle import Bundle

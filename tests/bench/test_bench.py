@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +11,10 @@ import numpy as np
 import pytest
 
 from ssai3d_rt import cli
-from ssai3d_rt.bench import Bench, Plan, bench, machine
+from ssai3d_rt.bench import machine
 from ssai3d_rt.bench.child import measured
-from ssai3d_rt.bench.plan import variant_of, variants
-from ssai3d_rt.bench.run import UPSTREAM, StackRow, TileRow
+from ssai3d_rt.bench.plan import Plan, variant_of, variants
+from ssai3d_rt.bench.run import UPSTREAM, Bench, StackRow, TileRow, bench
 from ssai3d_rt.bench.sample import simulated_stack
 from ssai3d_rt.bench.table import notes, stack_columns, tile_columns
 from ssai3d_rt.bench.upstream import in_colour
@@ -138,6 +140,15 @@ def test_what_fails_in_a_child_fails_here_as_itself(tmp_path: Path) -> None:
     arguments = {"backend": "onnxruntime", "way": 0, "batch": 1, "threads": 1, "rounds": 1, "seconds": 0.0}
     with pytest.raises(BundleError, match=r"nothing.ssai3d does not exist"):
         measured("tiles", bundle=str(tmp_path / "nothing.ssai3d"), **arguments)
+
+
+def test_a_measured_process_holds_no_more_than_the_product_does() -> None:
+    code = (
+        "import sys, ssai3d_rt.bench.child, ssai3d_rt.bench.endtoend; "
+        "print(sorted({'torch', 'matplotlib', 'rich', 'openvino', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_child_that_dies_says_how() -> None:
