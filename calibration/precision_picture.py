@@ -84,16 +84,17 @@ def _draw_limits(axes: Any, plan: PrecisionPlan) -> None:
     axes.axhline(FP16_MAX / plan.headroom, color=WIDE, linewidth=1, linestyle="--")
     axes.axhline(FP16_TINY, color=WIDE, linewidth=1, linestyle=":")
     for height, text in (
-        (FP16_MAX, f"FP16 ends at {FP16_MAX:.0f}"),
-        (FP16_MAX / plan.headroom, f"a factor of {plan.headroom:g} below"),
-        (FP16_TINY, "below, FP16 loses digits"),
+        (FP16_MAX, f"FP16 ends\nat {FP16_MAX:.0f}"),
+        (FP16_MAX / plan.headroom, f"{plan.headroom:g} times less"),
+        (FP16_TINY, "digits are\nlost below"),
     ):
         axes.annotate(
             text,
-            (0, height),
+            (1, height),
             xycoords=("axes fraction", "data"),
-            xytext=(4, 2),
+            xytext=(4, 0),
             textcoords="offset points",
+            va="bottom" if height == FP16_MAX else "center",
             fontsize=8,
             color=WIDE,
         )
