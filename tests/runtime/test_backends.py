@@ -227,7 +227,7 @@ def test_what_torchs_compiler_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("CXX", "no-such-compiler")
     reason = why_not("torch-compile")
     assert reason is not None
-    assert reason.startswith("torch.compile needs a C++ compiler, $CXX is no-such-compiler, which was not found; install")
+    assert reason.startswith("torch.compile needs a C++ compiler, $CXX is no-such-compiler, which was not found; ")
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
     reason = why_not("torch-compile")
