@@ -77,8 +77,6 @@ class Bundle:
         Where it lies.
     manifest
         See `Manifest`.
-    onnx
-        The ONNX file's bytes, as hashed.
     golden
         ``(tiles, reference)``, each ``(N, 1, T, T)`` float32: golden tiles and the FP32 reference's answers.
     golden_kinds
@@ -89,7 +87,6 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
-    onnx: bytes
     golden: tuple[Float, Float]
     golden_kinds: tuple[str, ...]
     bundle_id: str
@@ -110,15 +107,27 @@ class Bundle:
         text = _read(folder, MANIFEST, _MANIFEST_BYTES)
         manifest = _manifest(folder, text)
         _check_listing(folder, manifest)
-        contents = {name: _verified(folder, name, entry) for name, entry in manifest.files.items()}
-        _check_onnx(folder, manifest, contents[ONNX])
-        golden, kinds = _golden(folder, manifest, contents[GOLDEN])
-        return cls(folder, manifest, contents[ONNX], golden, kinds, hashlib.sha256(text).hexdigest())
+        for name, entry in manifest.files.items():
+            _verified(folder, name, entry)
+        _check_onnx(folder, manifest, _verified(folder, ONNX, manifest.files[ONNX]))
+        golden, kinds = _golden(folder, manifest, _verified(folder, GOLDEN, manifest.files[GOLDEN]))
+        return cls(folder, manifest, golden, kinds, hashlib.sha256(text).hexdigest())
 
     @property
     def tile(self) -> int:
         """Side of a tile in pixels."""
         return self.manifest.tile
+
+    @property
+    def onnx(self) -> bytes:
+        """Read the ONNX file, its hash checked again; nothing keeps its bytes, which may be hundreds of megabytes.
+
+        Raises
+        ------
+        BundleError
+            It was changed or removed since the bundle was opened.
+        """
+        return _verified(self.folder, ONNX, self.manifest.files[ONNX])
 
     def weights(self) -> bytes:
         """Read the adapted weights (safetensors), their hash checked again.

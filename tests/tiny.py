@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from ssai3d_rt.network.nafnet import NAFNet, NAFNetShape
 from ssai3d_rt.network.weights import State, state_from
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ssai3d_rt.export.bundle import Bundle
     from ssai3d_rt.imaging.stack import Stack
 
@@ -40,6 +43,15 @@ def tiny_state(*, strength: float = 0.05, seed: int = 0, shape: NAFNetShape = SH
 def tiny_stack(seed: int = 1) -> Stack:
     """(10, 36, 32) uint16: strands, blurred along z, every fourth plane."""
     return acquire(strands((40, 36, 32), 10, seed=seed), ANISOTROPY, seed=seed)
+
+
+def with_onnx(bundle: Bundle, onnx: bytes, folder: Path) -> Bundle:
+    """The bundle with another network, as if it had been opened in `folder`."""
+    from ssai3d_rt.export.bundle import ONNX, entries_of
+
+    (folder / ONNX).write_bytes(onnx)
+    files = bundle.manifest.files | entries_of({ONNX: onnx})
+    return replace(bundle, folder=folder, manifest=bundle.manifest.model_copy(update={"files": files}))
 
 
 def tiny_model(state: State | None = None, shape: NAFNetShape = SHAPE, **record: Any) -> AdaptedModel:

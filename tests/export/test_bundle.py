@@ -80,6 +80,14 @@ def test_an_opened_bundle_holds_what_was_exported(tiny_bundle: Bundle, copy: Pat
     assert hashlib.sha256(bundle.weights()).hexdigest() == bundle.manifest.files["adapted.safetensors"].sha256
 
 
+def test_a_network_that_is_changed_after_opening_is_not_used(copy: Path) -> None:
+    bundle = Bundle.open(copy)
+    file = copy / "model.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match=r"model.onnx was changed after its export"):
+        _ = bundle.onnx
+
+
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "absent": (shutil.rmtree, r"copy.ssai3d does not exist; give the folder NAME.ssai3d"),
     "a file": (replace_by_file, "is a file, a bundle is a folder"),

@@ -6,7 +6,6 @@ import shutil
 import stat
 import sys
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +25,7 @@ from ssai3d_rt.export.engine import (
 )
 from ssai3d_rt.export.enginecache import cached_engines
 from ssai3d_rt.export.gpu import Gpu
+from tests.tiny import with_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +74,7 @@ def test_the_builder_does_warn_of_a_layernorm_in_fp16(
         return centred * torch.rsqrt((centred * centred).mean(1, keepdim=True) + 1e-6)
 
     monkeypatch.setattr(typed, "_normalised", without_island)
-    spoilt = replace(tiny_bundle, onnx=typed.onnx_from_model(tiny_state(), tile=TILE))
+    spoilt = with_onnx(tiny_bundle, typed.onnx_from_model(tiny_state(), tile=TILE), tmp_path)
     _, note = load_engine(engine_from_bundle(spoilt, "tensorrt-rtx", tmp_path))
     assert [warning for warning in note.warnings if "layernorm nodes in FP16" in warning], note.warnings
 
@@ -203,8 +203,9 @@ def test_an_exception_of_the_caller_stops_the_build_and_is_raised(tiny_bundle: B
 
 @needs_rtx
 def test_an_onnx_that_the_parser_cannot_read_is_a_clear_error(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"tensorrt_rtx cannot read .*tiny.ssai3d"):
-        engine_from_bundle(replace(tiny_bundle, onnx=tiny_bundle.onnx[:200]), "tensorrt-rtx", tmp_path)
+    broken = with_onnx(tiny_bundle, tiny_bundle.onnx[:200], tmp_path)
+    with pytest.raises(BackendError, match=r"tensorrt_rtx cannot read .*"):
+        engine_from_bundle(broken, "tensorrt-rtx", tmp_path)
 
 
 @needs_rtx

@@ -13,7 +13,7 @@ from ssai3d_rt.export.golden import golden_tiles
 from ssai3d_rt.export.onnxfile import facts_of
 from ssai3d_rt.export.parity import Limits, check_parity
 from ssai3d_rt.network.nafnet import NAFNetShape
-from tests.tiny import SHAPE, TILE, tiny_model, tiny_state
+from tests.tiny import SHAPE, TILE, tiny_model, tiny_state, with_onnx
 
 if TYPE_CHECKING:
     from ssai3d_rt.export.bundle import Bundle
@@ -165,7 +165,7 @@ def test_tensorrt_for_rtx_builds_every_form_and_warns_of_nothing(
     which: str, tiny_bundle: Bundle, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    bundle = replace(tiny_bundle, onnx=request.getfixturevalue(which))
+    bundle = with_onnx(tiny_bundle, request.getfixturevalue(which), tmp_path)
     data, note = load_engine(engine_from_bundle(bundle, "tensorrt-rtx", tmp_path))
     assert len(data) > 10_000
     assert not [w for w in note.warnings if "norm" in w.lower() or "FP16" in w], note.warnings
