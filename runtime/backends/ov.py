@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssai3d_rt.errors import BackendError, MissingPackageError
-from ssai3d_rt.export.bundle import INPUT
+from ssai3d_rt.export.bundle import INPUT, ONNX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from ssai3d_rt.export.bundle import Bundle
 
 NAME = "openvino"
+
+ONE_STREAM_BYTES = 64 << 20
+"""From this size of the ONNX on there is one stream: one tile of a large network keeps all cores busy, and each stream
+holds weights of its own."""
 
 Float = npt.NDArray[np.float32]
 
@@ -80,6 +84,8 @@ class OpenVinoRunner:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "ENABLE_CPU_PINNING": False,
         }
+        if bundle.manifest.files[ONNX].size_bytes > ONE_STREAM_BYTES:
+            options["NUM_STREAMS"] = 1
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         self.tile = bundle.tile
