@@ -45,8 +45,10 @@ def why_not_cuda() -> str | None:
     """Return None where it can run, else a sentence that says what to do."""
     if find_spec("onnxruntime") is None:
         return str(MissingPackageError("onnxruntime", extra="gpu"))
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except Exception as error:  # whatever a broken install raises
+        return f"the installed onnxruntime cannot be loaded ({type(error).__name__}); ssai3d-rt doctor says what to do"
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return (
             "the installed onnxruntime has no CUDA; run: pip uninstall -y onnxruntime, "

@@ -196,6 +196,20 @@ def _try(bundle: Bundle, name: str, threads: int | None) -> Runner | None:
 
 
 def _open(bundle: Bundle, name: str, threads: int | None) -> Runner:
+    """Open a backend; whatever a vendor's package raises, a broken install above all, becomes a `BackendError`."""
+    try:
+        return _first_that_agrees(bundle, name, threads)
+    except Ssai3dError:
+        raise
+    except Exception as error:
+        logger.debug("%s", name, exc_info=True)
+        words = next(iter(str(error).splitlines()), "") or "no reason given"
+        raise BackendError(
+            f"{name} cannot be loaded ({type(error).__name__}: {words}); ssai3d-rt doctor says what to do"
+        ) from None
+
+
+def _first_that_agrees(bundle: Bundle, name: str, threads: int | None) -> Runner:
     """Open the first of a backend's ways to run the bundle that gives the reference's numbers."""
     failed: ParityError | None = None
     for runner in BACKENDS[name].candidates(bundle, threads):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -203,6 +204,31 @@ def test_cuda_that_onnxruntime_drops_is_an_error(tiny_bundle: Bundle) -> None:
 
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(BackendError, match="came up on CPU"):
         open_session(tiny_bundle, CUDA)
+
+
+def test_a_broken_package_is_passed_over_in_one_line(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    if why_not("openvino"):
+        pytest.skip("needs openvino")
+    broken = tmp_path / "onnxruntime"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise OSError('libcudart.so.13: no such file')\n")
+    code = (
+        "import logging, sys\n"
+        "from ssai3d_rt import Bundle\n"
+        "from ssai3d_rt.runtime.backends import open_runner\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "runner = open_runner(Bundle.open(sys.argv[1]), 'cpu')\n"
+        "print(runner.name)\n"
+        "runner.close()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "SSAI3D_RT_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tiny_bundle.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "openvino", done.stderr
+    assert done.stderr.splitlines() == [
+        "onnxruntime is passed over: onnxruntime cannot be loaded (OSError: libcudart.so.13: no such file); "
+        "ssai3d-rt doctor says what to do"
+    ]
 
 
 class FindsNothing:
