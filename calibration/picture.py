@@ -23,7 +23,8 @@ import numpy as np
 
 from ssai3d_rt.calibration.beads import PointSpots, point_spots, profile_along
 from ssai3d_rt.calibration.resolution import lateral_cutoffs
-from ssai3d_rt.errors import InputError, MissingPackageError, StorageError
+from ssai3d_rt.errors import InputError, StorageError
+from ssai3d_rt.figure import new_figure
 from ssai3d_rt.imaging.fourier import cutoff_of, richest_window, spectrum
 
 if TYPE_CHECKING:
@@ -54,17 +55,11 @@ def draw_spectra(stack: Stack, profile: RigProfile, path: Path) -> None:
     StorageError
         The picture could not be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("matplotlib", extra="train") from None
     # Measured where calibration measured: in the window that holds most contrast.
     stack = replace(stack, data=richest_window(stack.data))
     spots = _spots(stack)
     panels = 2 if spots is None else 3
-    figure = Figure(figsize=(4.8 * panels, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(4.8 * panels, 4.2), layout="constrained")
     axes = figure.subplots(1, panels)
     _draw_slices(axes[0], stack)
     _draw_power(axes[1], stack)

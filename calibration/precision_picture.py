@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssai3d_rt.calibration.precision import FP16_MAX, FP16_TINY
-from ssai3d_rt.errors import MissingPackageError
+from ssai3d_rt.figure import new_figure
 
 if TYPE_CHECKING:
     from ssai3d_rt.calibration.precision import PrecisionPlan
@@ -34,13 +34,7 @@ def draw_precision(plan: PrecisionPlan) -> bytes:
     MissingPackageError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("matplotlib", extra="train") from None
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots()
     _draw_parts(axes, plan)
     _draw_limits(axes, plan)

@@ -37,7 +37,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
 }
 """Who may import whom: each part those to its left. `door` is the demo, the command line and the public API."""
 
-FOUNDATION = ("errors", "progress", "config")
+FOUNDATION = ("errors", "progress", "config", "figure")
 TORCH_FREE = ("torch", "onnxscript", "scipy", "skimage", "matplotlib")
 """What the runtime must do without; its reference backend alone may import torch."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.adapt.zeroshot import depth_order
-from ssai3d_rt.errors import MissingPackageError
+from ssai3d_rt.figure import new_figure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -22,13 +22,7 @@ def draw_course(record: ModelRecord, path: Path) -> Path:
     MissingPackageError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("matplotlib", extra="train") from None
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     at = [check.iteration for check in record.checks]
     held_out = [check.held_out_psnr_db for check in record.checks]
@@ -80,16 +74,10 @@ def draw_layers(
     MissingPackageError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackageError("matplotlib", extra="train") from None
     ordered = depth_order(layers)
     heights = [scores[name] if scores else float(name in mask) for name in ordered]
     colours = ["tab:green" if name in mask else "0.75" for name in ordered]
-    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(9, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.bar(range(len(ordered)), heights, width=0.8, color=colours)
     stages = [_stage(name) for name in ordered]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ssai3d_rt.errors import MissingPackageError
+from ssai3d_rt.figure import new_figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,19 +27,12 @@ def draw(found: Bench, path: Path) -> None:
     MissingPackageError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError("matplotlib", extra="train") from error
-
     names = dict.fromkeys([row.backend for row in found.tiles] + [row.backend for row in found.stacks])
     ours = [name for name in names if "-style" not in name]
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(ours)}
     panels = [panel for panel in (_tile_bars(found.tiles), _stack_bars(found.stacks)) if panel[1]]
     heights = [len(bars) * BAR_IN + 0.75 for _, bars in panels] or [1.0]
-    figure = Figure(figsize=(WIDTH_IN, sum(heights) + 0.35), dpi=120, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(WIDTH_IN, sum(heights) + 0.35), dpi=120, facecolor="white", layout="constrained")
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     for place, (title, bars) in enumerate(panels):
         _panel(figure.add_subplot(grid[place]), title, bars, colours)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ssai3d_rt.errors import MissingPackageError
+from ssai3d_rt.figure import new_figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,12 +95,6 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str, voxel_um: float) ->
     MissingPackageError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError("matplotlib", extra="train") from error
-
     brightest = max(panels, key=lambda p: float(np.percentile(p.xz, BRIGHT)))
     ruling = next((p for p in panels if p.name == "truth"), brightest)
     shown = np.concatenate([ruling.xz.ravel(), ruling.yz.ravel()])
@@ -111,8 +105,7 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str, voxel_um: float) ->
     slices_in = min(WIDTH_IN, row_in * sum(widths) / ruling.xz.shape[0])
     above_in, below_in, gap_in = 0.65, 0.45, 0.07
     size_in = (NAMES_IN + slices_in + 0.15, above_in + len(panels) * (row_in + gap_in) + below_in)
-    figure = Figure(figsize=size_in, dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=size_in, dpi=150, facecolor="white")
     grid = figure.add_gridspec(
         len(panels),
         len(widths),

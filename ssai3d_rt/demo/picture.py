@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ssai3d_rt.errors import MissingPackageError
+from ssai3d_rt.figure import new_figure
 from ssai3d_rt.imaging.metrics import spectrum
 
 if TYPE_CHECKING:
@@ -50,13 +50,6 @@ def draw(views: Views, figures: StackFigures, path: Path) -> None:
     MissingPackageError
         matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.transforms import ScaledTranslation
-    except ImportError as error:
-        raise MissingPackageError("matplotlib", extra="train") from error
-
     panels = _panels(views, figures)
     row, column = best_slice(views)
     low, high = _display_range(views, row)
@@ -65,8 +58,9 @@ def draw(views: Views, figures: StackFigures, path: Path) -> None:
     heights_in = (max(1.2, min(6.0, panel_in * depth / width)), 2.5)
     above_in, between_in, below_in = 0.95, 0.65, 0.55
     size_in = (panel_in * len(panels), above_in + heights_in[0] + between_in + heights_in[1] + below_in)
-    figure = Figure(figsize=size_in, dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=size_in, dpi=150, facecolor="white")
+    from matplotlib.transforms import ScaledTranslation  # there, or there would be no figure
+
     left, right = 0.75 / size_in[0], 1 - 0.15 / size_in[0]
     grid = figure.add_gridspec(
         2,
