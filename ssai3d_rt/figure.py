@@ -2,7 +2,7 @@
 
 It does not know what is drawn.
 
->>> new_figure(figsize=(2, 1)).get_figwidth()
+>>> float(new_figure(figsize=(2, 1)).get_figwidth())
 2.0
 """
 
