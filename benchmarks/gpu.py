@@ -18,17 +18,18 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ssai3d_rt import console
 from ssai3d_rt.bench.plan import Plan
 from ssai3d_rt.bench.run import bench
-from ssai3d_rt.bench.sample import random_state, simulated_stack, untuned_model
+from ssai3d_rt.bench.sample import PUBLISHED, random_state, simulated_stack, untuned_model
 from ssai3d_rt.bench.table import notes, tables
 from ssai3d_rt.export.bundle import Bundle
 from ssai3d_rt.export.from_model import export_bundle
+from ssai3d_rt.export.gpu import gpu
 from ssai3d_rt.imaging.write import write_ome_tiff
-from ssai3d_rt.network.nafnet import NAFNetShape
 from ssai3d_rt.runtime.backends import BACKENDS, why_not
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,9 +40,10 @@ def bundle_of(width: int, tile: int, folder: Path) -> Bundle:
     path = folder / f"width{width}-{tile}.ssai3d"
     if path.exists():
         return Bundle.open(path)
-    shape = NAFNetShape(width=width, enc=(1, 1, 1, 28), middle=1, dec=(1, 1, 1, 1))
     print(f"exporting width {width}", flush=True)
-    model = untuned_model(random_state(shape), simulated_stack((12, 128, 128), 4.0), base="random")
+    model = untuned_model(
+        random_state(replace(PUBLISHED, width=width)), simulated_stack((12, 128, 128), 4.0), base="random"
+    )
     return export_bundle(model, path, tile=tile)
 
 
@@ -62,6 +64,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the bundles")
     parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
     asked = parser.parse_args()
+    if not asked.backends and gpu() is None:
+        parser.error("there is no GPU here; to try it on a CPU, name --backends and a small --shape")
     names = asked.backends.split(",") if asked.backends else rivals()
     failed = 0
     if not asked.no_tests:

@@ -20,18 +20,18 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssai3d_rt import console
 from ssai3d_rt.bench.plan import Plan
 from ssai3d_rt.bench.run import UPSTREAM, bench
-from ssai3d_rt.bench.sample import random_state, simulated_stack, untuned_model
+from ssai3d_rt.bench.sample import PUBLISHED, random_state, simulated_stack, untuned_model
 from ssai3d_rt.bench.table import notes, tables
 from ssai3d_rt.export.bundle import Bundle
 from ssai3d_rt.export.from_model import export_bundle
 from ssai3d_rt.imaging.write import write_ome_tiff
-from ssai3d_rt.network.nafnet import NAFNetShape
 from ssai3d_rt.network.weights import load_network
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def bundle_of(name: str, stack: Stack, folder: Path, width: int) -> Bundle:
         base = load_network()
         model = untuned_model(base.state, stack, base=base.name, train_px=base.info.get("train_px"))
     else:
-        shape = NAFNetShape(width=width, enc=(1, 1, 1, 28), middle=1, dec=(1, 1, 1, 1))
-        model = untuned_model(random_state(shape), stack, base="random")
+        model = untuned_model(random_state(replace(PUBLISHED, width=width)), stack, base="random")
     print(f"exporting {name} with tiles that hold a whole slice", flush=True)
     side = -(-max(model.record.slice_px) // model.shape.multiple) * model.shape.multiple
     return export_bundle(model, path, tile=side)

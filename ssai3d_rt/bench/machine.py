@@ -7,7 +7,6 @@ only one here that multiplies in bfloat16); the GPU's through torch, where it is
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssai3d_rt.doctor import usable_cores
 from ssai3d_rt.runtime.backends.ov import import_openvino
 from ssai3d_rt.runtime.cuda import gpu
 
@@ -35,7 +35,7 @@ def measure_machine(*, threads: int | None) -> dict[str, Any]:
     ``{"flops": {"cpu fp32": ..., ...}, "bytes_per_s": {"cpu": ..., ...}}``, floating-point operations per second by
     device and number format, and bytes read plus written per second by device; what cannot be measured is left out.
     """
-    workers = threads or _cores()
+    workers = threads or usable_cores()
     flops = {"cpu fp32": _numpy_flops(), **_openvino_flops(threads)}
     flops["cpu fp32"] = max(flops["cpu fp32"], flops.pop("openvino fp32", 0.0))
     rates = {"cpu": _copied_per_s(workers)}
@@ -117,7 +117,3 @@ def _best(work: Callable[[], Any]) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

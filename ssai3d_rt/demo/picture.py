@@ -59,7 +59,7 @@ def draw(views: Views, figures: StackFigures, path: Path) -> None:
     above_in, between_in, below_in = 0.95, 0.65, 0.55
     size_in = (panel_in * len(panels), above_in + heights_in[0] + between_in + heights_in[1] + below_in)
     figure = new_figure(figsize=size_in, dpi=150, facecolor="white")
-    from matplotlib.transforms import ScaledTranslation  # there, or there would be no figure
+    from matplotlib.transforms import ScaledTranslation  # after `new_figure`, which says what to do where it is absent
 
     left, right = 0.75 / size_in[0], 1 - 0.15 / size_in[0]
     grid = figure.add_gridspec(
