@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS stacks (
     state TEXT NOT NULL, fault TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
     attempts INTEGER NOT NULL DEFAULT 0,
     device INTEGER NOT NULL, inode BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL DEFAULT 0,
     content TEXT NOT NULL DEFAULT '', nudge TEXT NOT NULL DEFAULT '',
     seconds REAL NOT NULL DEFAULT 0, seen_at REAL NOT NULL, updated_at REAL NOT NULL,
     UNIQUE (path, bundle, parameters)
@@ -100,6 +101,9 @@ def _opened(path: Path) -> sqlite3.Connection:
         database.executescript(_SCHEMA)
         database.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
         version = database.execute("SELECT value FROM meta WHERE key='schema'").fetchone()[0]
+        if version == "1":
+            _upgrade_from_1(database)
+            version = str(SCHEMA_VERSION)
         if version != str(SCHEMA_VERSION):
             raise LedgerError(
                 f"the ledger {shown(path)} has schema version {version}, this ssai3d-rt writes "
@@ -114,6 +118,14 @@ def _opened(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _upgrade_from_1(database: sqlite3.Connection) -> None:
+    """Version 2 knows when a file's status changed; every file is hashed once more and found to be the same."""
+    database.execute("BEGIN")
+    database.execute("ALTER TABLE stacks ADD COLUMN ctime_ns INTEGER NOT NULL DEFAULT 0")
+    database.execute("UPDATE meta SET value='2' WHERE key='schema'")
+    database.execute("COMMIT")
 
 
 def _move_aside(path: Path) -> Path:

@@ -179,9 +179,9 @@ class Ledger:
     def see(self, path: Path, identity: Identity) -> Entry:
         """Enter a file that was not known, in state ``seen``."""
         now = time.time()
-        columns = "path, shown, bundle, parameters, state, device, inode, size, mtime_ns, seen_at, updated_at"
+        columns = "path, shown, bundle, parameters, state, device, inode, size, mtime_ns, ctime_ns, seen_at, updated_at"
         row = self._commit(
-            f"INSERT INTO stacks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO stacks ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(os.fsencode(path), shown(path), self.job.bundle, self.job.parameters, State.SEEN.value),
                 *(*_columns(identity), now, now),
@@ -219,7 +219,8 @@ class Ledger:
         values = (getattr(new, name) for name in _MUTABLE)
         with self.batch():
             self._commit(
-                f"UPDATE stacks SET state=?, device=?, inode=?, size=?, mtime_ns=?, updated_at=?, {fields} WHERE id=?",
+                f"UPDATE stacks SET state=?, device=?, inode=?, size=?, mtime_ns=?, ctime_ns=?, updated_at=?, {fields} "
+                "WHERE id=?",
                 (
                     *(new.state.value, *_columns(new.identity), new.updated_at),
                     *(value.value if isinstance(value, Enum) else value for value in values),
@@ -306,7 +307,7 @@ def select(database: sqlite3.Connection, match: str, values: tuple[Any, ...] = (
             id=row["id"],
             path=Path(os.fsdecode(row["path"])),
             state=State(row["state"]),
-            identity=Identity(row["device"], int(row["inode"]), row["size"], row["mtime_ns"]),
+            identity=Identity(row["device"], int(row["inode"]), row["size"], row["mtime_ns"], row["ctime_ns"]),
             fault=Fault(row["fault"]),
             results=tuple(
                 Result(Path(os.fsdecode(r["path"])), Path(os.fsdecode(r["temporary"])), r["sha256"], r["size"])
@@ -317,6 +318,6 @@ def select(database: sqlite3.Connection, match: str, values: tuple[Any, ...] = (
         )
 
 
-def _columns(identity: Identity) -> tuple[int, str, int, int]:
+def _columns(identity: Identity) -> tuple[int, str, int, int, int]:
     # An inode of ReFS or NTFS can be wider than SQLite's integers.
-    return identity.device, str(identity.inode), identity.size, identity.mtime_ns
+    return identity.device, str(identity.inode), identity.size, identity.mtime_ns, identity.ctime_ns

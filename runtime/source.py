@@ -20,7 +20,7 @@ import io
 import os
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.errors import InputError
@@ -35,17 +35,22 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a file's `stat` says; two equal identities mean "not changed in between" (the content hash proves it)."""
+    """What a file's `stat` says; two equal identities mean "not changed in between" (the content hash proves it).
 
-    device: int
+    `ctime_ns` notices a file that was rewritten and given its old modification time. `device` is kept but not compared:
+    a share or disk that is mounted again may come back under another number.
+    """
+
+    device: int = field(compare=False)
     inode: int
     size: int
     mtime_ns: int
+    ctime_ns: int = 0
 
 
 def identity_of(result: os.stat_result) -> Identity:
     """Take the identity out of a `stat` result."""
-    return Identity(result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns)
+    return Identity(result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns, result.st_ctime_ns)
 
 
 def identity(path: Path) -> Identity:

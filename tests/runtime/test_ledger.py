@@ -212,7 +212,7 @@ def test_a_damaged_ledger_is_moved_aside(used: Path, damage: Any, caplog: pytest
 def test_a_newer_ledger_is_refused_and_kept(used: Path) -> None:
     damage_schema(used)
     before = used.read_bytes()
-    with pytest.raises(StorageError, match=r"schema version 99, this ssai3d-rt writes 1; use the version that made it"):
+    with pytest.raises(StorageError, match=r"schema version 99, this ssai3d-rt writes 2; use the version that made it"):
         Ledger(used, JOB)
     assert used.read_bytes() == before
 
@@ -272,3 +272,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
 LedgerMachine.TestCase.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
 TestLedgerMachine = LedgerMachine.TestCase
+
+
+def test_a_ledger_of_schema_1_is_taken_over(used: Path) -> None:
+    database = sqlite3.connect(used)
+    database.execute("ALTER TABLE stacks DROP COLUMN ctime_ns")
+    database.execute("UPDATE meta SET value='1' WHERE key='schema'")
+    database.commit()
+    database.close()
+    for _ in range(2):
+        with Ledger(used, JOB) as ledger:
+            entries = list(ledger.entries())
+            assert len(entries) == 200
+            assert {entry.identity.ctime_ns for entry in entries} == {0}
