@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssai3d_rt.runtime.complete import Judgement, completeness
-from ssai3d_rt.runtime.tiffwalk import MAX_PAGES, walk
+from ssai3d_rt.runtime.formats.tiffwalk import MAX_PAGES, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -359,7 +359,7 @@ def test_a_file_that_changes_while_it_is_checked_is_growing(tmp_path: Path, monk
             file.write(b"more")
         return found
 
-    monkeypatch.setattr("ssai3d_rt.runtime.complete.walk", walk_slowly)
+    monkeypatch.setattr("ssai3d_rt.runtime.formats.tiff.walk", walk_slowly)
     found = completeness(path)
     assert (found.state, found.reason) == (Judgement.GROWING, "it changed while it was checked")
 
