@@ -26,9 +26,10 @@ LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (debug|info|warning|e
 @pytest.fixture(autouse=True)
 def _logger_as_it_was() -> Iterator[None]:
     package = logging.getLogger("ssai3d_rt")
-    before = package.level, package.handlers[:]
+    before = package.level
     yield
-    assert (package.level, package.handlers) == before
+    assert package.level == before
+    assert not [handler for handler in package.handlers if isinstance(handler, logging.FileHandler)]
 
 
 def settings(folder: Path, **changes: object) -> LogSettings:
