@@ -3,6 +3,8 @@
 #   make test     the tests, on all cores, warnings are errors
 #   make lint     ruff, both linter and formatter
 #   make types    mypy strict
+#   make faults        every fault that this machine can stage, against a real daemon; writes docs/reliability.md's table
+#   make faults-quick  the part of it that fits into ten minutes
 # Variables: PYTHON (which Python makes .venv), EXTRAS (what gets installed), ARGS (passed on to the command or to pytest).
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types format clean
+.PHONY: help install demo test faults faults-quick lint types format clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,6 +34,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --table docs/reliability.md $(ARGS)
+
+faults-quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --quick $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

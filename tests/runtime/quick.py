@@ -40,17 +40,23 @@ def expected(stack: Stack) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class QuickRecipe:
-    """Restores without a bundle; `delay_s` per file, `log` collects the names of what was restored."""
+    """Restores without a bundle; `delay_s` per file, `log` collects the names of what was restored.
+
+    It refuses to open where `refuse` says why, or where the file `refuse_while` is there.
+    """
 
     log: Path
     delay_s: float = 0.0
     bundle_id: str = "quick"
     parameters: str = "{}"
     refuse: str = ""
+    refuse_while: Path | None = None
 
     def open(self) -> QuickRestorer:
         if self.refuse:
             raise BackendError(self.refuse)
+        if self.refuse_while is not None and self.refuse_while.exists():
+            raise BackendError("the device is away")
         return QuickRestorer(self)
 
     def made(self, result: Path, content: str) -> bool:

@@ -15,6 +15,8 @@ import pytest
 
 from ssai3d_rt.runtime.status import summary
 from tests.runtime.daemon import is_right, stack_file
+from tests.runtime.quick import QuickRecipe
+from tests.runtime.quick_watch import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +36,9 @@ def benchmark() -> ModuleType:
 
 
 def command(folder: Path, *, delay_s: float, incomplete_after_s: float) -> list[str]:
-    places = [str(folder / name) for name in ("incoming", "isotropic", "restored.log")]
-    return [sys.executable, "-m", "tests.runtime.quick_watch", *places, str(delay_s), str(incomplete_after_s)]
+    recipe = QuickRecipe(folder / "restored.log", delay_s=delay_s)
+    plan = Plan.of([folder / "incoming"], folder / "isotropic", recipe, incomplete_after_s=incomplete_after_s)
+    return plan.command()
 
 
 def wait(done: Callable[[], object], timeout_s: float = 30.0) -> None:
