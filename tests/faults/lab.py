@@ -20,12 +20,9 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import psutil
 
 from ssai3d_rt.errors import Ssai3dError
 from ssai3d_rt.runtime.database import connect
@@ -79,19 +76,16 @@ class Daemon:
             file.seek(self._log_from)
             return file.read().decode(errors="replace")
 
-    def children(self) -> list[psutil.Process]:
-        """Return the restoring process, in a list; an empty one while there is none."""
-        try:
-            return psutil.Process(self.pid).children()
-        except psutil.NoSuchProcess:
-            return []
+    def children(self) -> list[int]:
+        """Return the id of the restoring process, in a list; an empty one while there is none."""
+        return _children(self.pid)
 
     def family(self) -> list[int]:
         """Ids of the daemon and all processes below it."""
-        try:
-            return [self.pid, *(child.pid for child in psutil.Process(self.pid).children(recursive=True))]
-        except psutil.NoSuchProcess:
-            return [self.pid]
+        found = [self.pid]
+        for pid in found:
+            found += _children(pid)
+        return found
 
     def kill(self) -> None:
         """End the daemon with SIGKILL; its child has to notice by itself."""
@@ -225,15 +219,14 @@ class Lab:
     def _require_ended(self, family: list[int]) -> None:
         """Wait for the child, which ends by itself when its daemon is gone; a stopped one is let go first."""
         for pid in family[1:]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(pid)
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.resume()
-                try:
-                    process.wait(15)
-                except psutil.TimeoutExpired:
-                    process.kill()
-                    raise RuntimeError("the restoring process outlived its daemon by 15 s") from None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            deadline = time.monotonic() + 15.0
+            while process_state(pid) not in ("", "Z"):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    raise RuntimeError("the restoring process outlived its daemon by 15 s")
+                time.sleep(0.005)
 
     def wait(self, condition: Callable[[], object], timeout_s: float = 60.0, *, poll_s: float = _POLL_S) -> float:
         """Wait until something holds; return the seconds that it took. Fails with the daemon's last words."""
@@ -376,6 +369,17 @@ def percentile(values: Sequence[float], share: float) -> float:
     return round(ordered[max(0, -(-len(ordered) * int(share * 100) // 100) - 1)], 3) if ordered else 0.0
 
 
-def on_linux() -> bool:
-    """Whether signals, mounts and the rest are those of Linux."""
-    return sys.platform.startswith("linux")
+def process_state(pid: int) -> str:
+    """Letter of a process's state, such as S, D, T or Z; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it ended in between
+            found += map(int, tasks.read_text().split())
+    return found
