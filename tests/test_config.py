@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import pytest
 from pydantic import Field, ValidationError
 
-from ssai3d_rt.config import Settings, read_toml
+from ssai3d_rt.config import Settings, Toml, read_toml
 from ssai3d_rt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,3 +73,77 @@ def test_broken_or_absent_toml_names_the_file(tmp_path: Path) -> None:
     path.write_text("exposure_ms = \n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"a\.toml is not valid TOML: .*line 1"):
         read_toml(path)
+
+
+def test_a_file_of_an_editor_on_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"\xef\xbb\xbfexposure_ms = 2.5\r\n[stage]\r\nstep_um = 1\r\n")
+    assert read_toml(path) == {"exposure_ms": 2.5, "stage": {"step_um": 1}}
+    path.write_bytes("exposure_ms = 2.5".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"a\.toml is not valid TOML.*UTF-8"):
+        read_toml(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_toml(tmp_path)
+
+
+TRICKY = '''# exposure_ms = 1
+note = """
+[stage]
+step_um = 9
+"""
+"exposure_ms" = [  # step_um = 8
+  1,
+  # 2,
+  3,
+]
+a.b."c d" = 1 # a line separator\u2028in a comment
+dotted = { step_um = 1, other = [
+  2 ] }
+
+# [stage]
+  [ stage ]
+step_um = -1
+[[lenses]]
+step_um = 1
+[[lenses]]
+step_um = 2
+'''
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        (("note",), 2),
+        (("exposure_ms",), 6),
+        (("exposure_ms", 1), 6),
+        (("a", "b", "c d"), 11),
+        (("dotted", "other", 0), 12),
+        (("stage",), 16),
+        (("stage", "step_um"), 17),
+        (("stage", "missing"), 16),
+        (("lenses", 1, "step_um"), 21),
+        (("missing",), None),
+        ((), None),
+    ],
+)
+def test_the_line_of_a_key_however_it_is_written(key: tuple[int | str, ...], line: int | None) -> None:
+    assert Toml(TRICKY, "rig.toml").line_of(key) == line
+
+
+def test_all_that_is_wrong_is_said_in_the_order_of_the_lines() -> None:
+    toml = Toml("exposure_ms = '20'\nstep_um = 1\n[stage]\nstep_um = -1\n[stag]\nstep_um = 1\n", "rig.toml")
+    rig, problems = Rig.judged(toml)
+    assert rig is None
+    assert [toml.words(problem) for problem in problems] == [
+        "rig.toml, line 1: exposure_ms: Input should be a valid number (got '20')",
+        'rig.toml, line 2: unknown key "step_um"; it belongs in the table [stage]',
+        "rig.toml, line 4: stage.step_um: Input should be greater than 0 (got -1)",
+        "rig.toml, line 5: unknown table [stag]; did you mean [stage]?",
+    ]
+
+
+@pytest.mark.parametrize("value", ["true", '"1"', "1979-05-27", "[1]", "{}"])
+def test_a_value_of_another_type_is_no_number(value: str) -> None:
+    rig, problems = Rig.judged(Toml(f"exposure_ms = {value}\n", "rig.toml"))
+    assert rig is None
+    assert [problem.key for problem in problems] == [("exposure_ms",)]
