@@ -47,8 +47,8 @@ def summary(where: str | os.PathLike[str], *, most: int = 10) -> dict[str, Any]:
     -------
     dict
         ``ledger``; ``running`` (whether a daemon holds it); ``paused`` (why, or empty); ``counts`` by state;
-        ``working``, ``failed`` and ``done`` (the latest first: ``path``, ``reason``, ``results``, ``seconds``,
-        ``attempts``, ``updated_at`` as seconds since 1970). All of it can be written as JSON.
+        ``working``, ``failed`` and ``done`` (the latest first: ``path``, ``fault``, ``reason``, ``results``,
+        ``seconds``, ``attempts``, ``updated_at`` as seconds since 1970). All of it can be written as JSON.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def summary(where: str | os.PathLike[str], *, most: int = 10) -> dict[str, Any]:
     StorageError
         It cannot be read.
     """
-    path = _find(Path(where))
+    path = find_ledger(Path(where))
     database = connect(path, read_only=True)
     try:
         if not database.execute("SELECT 1 FROM sqlite_master WHERE name='stacks'").fetchone():
@@ -65,7 +65,7 @@ def summary(where: str | os.PathLike[str], *, most: int = 10) -> dict[str, Any]:
         paused = database.execute("SELECT value FROM meta WHERE key='paused'").fetchone()
         return {
             "ledger": shown(path),
-            "running": is_held(path.with_name(path.name + ".lock")),
+            "running": is_running(path),
             "paused": paused[0] if paused else "",
             "counts": counts(database),
             "working": _latest(database, (State.RUNNING, State.PUBLISHING), most),
@@ -78,7 +78,14 @@ def summary(where: str | os.PathLike[str], *, most: int = 10) -> dict[str, Any]:
         database.close()
 
 
-def _find(where: Path) -> Path:
+def find_ledger(where: Path) -> Path:
+    """Return the ledger of an output folder, or the ledger's file itself.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
     if where.is_file():
         return where
     note = where / STATE_FOLDER / _ELSEWHERE
@@ -86,6 +93,11 @@ def _find(where: Path) -> Path:
     if not path.is_file():
         raise InputError(f"{shown(where)} holds no ledger; give the output folder of a `ssai3d-rt watch`")
     return path
+
+
+def is_running(ledger: Path) -> bool:
+    """Whether a living daemon holds a ledger."""
+    return is_held(ledger.with_name(ledger.name + ".lock"))
 
 
 def _latest(database: sqlite3.Connection, states: tuple[State, ...], most: int) -> list[dict[str, Any]]:
@@ -98,6 +110,7 @@ def _words(entry: Entry) -> dict[str, Any]:
     return {
         "path": shown(entry.path),
         "state": entry.state.value,
+        "fault": entry.fault.value,
         "reason": entry.reason,
         "results": [shown(result.path) for result in entry.results],
         "seconds": round(entry.seconds, 3),
