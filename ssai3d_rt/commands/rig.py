@@ -2,16 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ssai3d_rt import console
 from ssai3d_rt.commands.options import Backend, Debug, Denoise, Json, VoxelXY, VoxelZ
 from ssai3d_rt.errors import ConfigError
+from ssai3d_rt.imaging.openfile import shown
 
-if TYPE_CHECKING:
-    from ssai3d_rt.runtime.settings import WatchSettings
+logger = logging.getLogger(__name__)
 
 
 def restore(
@@ -65,10 +65,15 @@ def restore(
 
 
 def watch(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders that a microscope writes to.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results and the ledger.")],
-    bundle: Annotated[Path, typer.Option(metavar="NAME.ssai3d", help="What to restore with.")],
-    config: Annotated[Path | None, typer.Option(metavar="TOML", help="Settings, in its table [watch].")] = None,
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Folders that a microscope writes to.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for results and the ledger.")] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="NAME.ssai3d", help="What to restore with.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="TOML", help="File of settings, see `config example`; the command line goes before it."),
+    ] = None,
     backend: Backend = None,
     denoise: Denoise = None,
     voxel_z: VoxelZ = None,
@@ -79,36 +84,36 @@ def watch(
     """Restore every stack that becomes complete below the folders, until Ctrl-C or SIGTERM.
 
     Raw data is only read. Stopped in any way, the next start goes on where this one ended. Prints a line for every
-    change; with --json only the number of files by state, at the end.
+    change; with --json only the number of files by state, at the end. FOLDER, --out and --bundle may stand in the file
+    of settings instead.
     """
+    from ssai3d_rt.runtime.logfile import logs_to_file
+    from ssai3d_rt.runtime.rigconfig import load
     from ssai3d_rt.runtime.watch import WatchEvent
     from ssai3d_rt.runtime.watch import watch as run
 
-    asked = {"backend": backend, "denoise": denoise, "voxel_z_um": voxel_z, "voxel_xy_um": voxel_xy}
-    settings = _watch_settings(config, asked)
+    asked = {"folders": tuple(folders or ()) or None, "out": out, "bundle": bundle, "backend": backend}
+    rig = load(config, asked | {"denoise": denoise, "voxel_z_um": voxel_z, "voxel_xy_um": voxel_xy})
+    wanted, results, restorer = rig.watch.folders, rig.watch.out, rig.watch.bundle
+    if not wanted or results is None or restorer is None:
+        lacking = {"FOLDER": wanted, "--out": results, "--bundle": restorer}
+        names = ", ".join(name for name, value in lacking.items() if not value)
+        raise typer.BadParameter(f"missing: {names}; give it here or in the table [watch] of --config")
 
     def listen(event: WatchEvent) -> None:
-        console.show(str(event))
-
-    with console.logs_to_stderr(logging.DEBUG if debug else logging.WARNING, timed=True):
+        logger.info("%s", event)
         if not as_json:
-            console.show(f"watching {', '.join(map(str, folders))}; results go to {out}; stop with Ctrl-C")
-        counts = run(folders, bundle, out, settings=settings, listener=None if as_json else listen)
+            console.show(str(event))
+
+    level = logging.DEBUG if debug else logging.WARNING
+    with console.logs_to_stderr(level, timed=True), logs_to_file(rig.log):
+        words = f"watching {', '.join(map(shown, wanted))}; results go to {shown(results)}"
+        logger.info("%s", words)
+        if not as_json:
+            console.show(f"{words}; stop with Ctrl-C")
+        counts = run(wanted, restorer, results, settings=rig.watch.settings(), listener=listen)
+        logger.info("stopped; %s", _count_words(counts))
     console.emit({"counts": counts}, as_json=as_json, lines=[f"stopped; {_count_words(counts)}"])
-
-
-def _watch_settings(config: Path | None, asked: dict[str, Any]) -> "WatchSettings":
-    """Read the settings: the file's, under those of the command line."""
-    from ssai3d_rt.config import read_toml
-    from ssai3d_rt.runtime.settings import WatchSettings
-
-    values: dict[str, Any] = {}
-    if config is not None:
-        values = read_toml(config).get("watch", {})
-        if not values:
-            raise ConfigError(f"{config} has no table [watch]")
-    given = {key: value for key, value in asked.items() if value is not None}
-    return WatchSettings.of(values | given, where=config or "watch")
 
 
 def _count_words(counts: dict[str, int]) -> str:
@@ -134,10 +139,21 @@ def submit(
 def status(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of a watch, or its ledger file.")],
     most: Annotated[int, typer.Option(min=1, help="How many of the latest to list.")] = 10,
+    live: Annotated[
+        bool, typer.Option("--live", help="Only ask the watch whether its loop goes round: 0 or 1.")
+    ] = False,
+    ready: Annotated[bool, typer.Option("--ready", help="Only ask the watch whether it is ready: 0 or 1.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a watch has seen, done and published; works beside a running watch, and without one."""
+    """Say what a watch has seen, done and published; works beside a running watch, and without one.
+
+    With --live or --ready it asks the running watch, which must serve its health (table [health] of its settings), and
+    exits with 0 for yes and 1 for no.
+    """
+    if live or ready:
+        _probe(out, ready=ready, as_json=as_json)
+        return
     from ssai3d_rt.runtime.status import summary
 
     found = summary(out, most=most)
@@ -150,3 +166,15 @@ def status(
         lines.append(f"done     {entry['path']} -> {', '.join(entry['results'])}")
         lines += [f"         {entry['reason']}"] if entry["reason"] else []
     console.emit(found, as_json=as_json, lines=lines)
+
+
+def _probe(out: Path, *, ready: bool, as_json: bool) -> None:
+    """Ask a running watch, print what it says, and end with 1 where it says no."""
+    from ssai3d_rt.runtime.probe import ask
+
+    what: Literal["live", "ready"] = "ready" if ready else "live"  # one that is not live is never ready
+    verdict = ask(out, what)
+    lines = [what] if verdict.ok else [f"not {what}: {reason}" for reason in verdict.reasons]
+    console.emit({what: verdict.ok, "reasons": list(verdict.reasons)}, as_json=as_json, lines=lines)
+    if not verdict.ok:
+        raise typer.Exit(1)
