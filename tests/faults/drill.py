@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 ROWS = range(1, 49)
 """Rows of the fault matrix."""
 
-_FRAMEWORK = ("__main__", "drill", "lab", "mounts", "table")
+_FRAMEWORK = ("__main__", "drill", "lab", "mounts", "table", "trace")
 _PACKAGES = {
     "ndstorage": ("ndstorage",),
     "zarr": ("zarr",),

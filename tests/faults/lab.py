@@ -55,6 +55,8 @@ class Daemon:
         self.process, self._ledger, self._log = process, ledger, log
         self._log_from = log.stat().st_size
         self.pid = process.pid
+        self.may_end = False
+        """Whether its end is wanted; any other is a reason to stop waiting."""
 
     @property
     def alive(self) -> bool:
@@ -89,12 +91,14 @@ class Daemon:
 
     def kill(self) -> None:
         """End the daemon with SIGKILL; its child has to notice by itself."""
+        self.may_end = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self.process.wait(30)
 
     def terminate(self, timeout_s: float = 30.0) -> int:
         """Ask it to stop, and return its exit status."""
+        self.may_end = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
         return self.process.wait(timeout_s)
@@ -125,6 +129,7 @@ class Lab:
         self.daemon_log = self.folder / "daemon.log"
         self.daemon_log.touch()
         self._raw: dict[Path, str] = {}
+        self._daemon: Daemon | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -195,8 +200,10 @@ class Lab:
         try:
             if wait:
                 self._wait_started(daemon, prefix=bool(prefix))
+                self._daemon = daemon
             yield daemon
         finally:
+            self._daemon = None
             family = daemon.family()
             daemon.kill()
             if process.poll() is None:  # the command that it ran under
@@ -229,9 +236,15 @@ class Lab:
                 time.sleep(0.005)
 
     def wait(self, condition: Callable[[], object], timeout_s: float = 60.0, *, poll_s: float = _POLL_S) -> float:
-        """Wait until something holds; return the seconds that it took. Fails with the daemon's last words."""
-        began = time.monotonic()
+        """Wait until something holds; return the seconds that it took. Fails with the daemon's last words.
+
+        A daemon that ends by itself meanwhile is a failure too, unless `Daemon.may_end` is set.
+        """
+        began, daemon = time.monotonic(), self._daemon
         while not condition():
+            if daemon is not None and not daemon.alive and not daemon.may_end:
+                code = daemon.process.returncode
+                raise RuntimeError(f"the daemon ended by itself with status {code}:\n{daemon.log[-3000:]}")
             if time.monotonic() - began > timeout_s:
                 words = self.daemon_log.read_text(errors="replace")[-3000:]
                 raise TimeoutError(f"waited {timeout_s:g} s for nothing; states: {self.counts()}; the daemon:\n{words}")
