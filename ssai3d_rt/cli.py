@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from ssai3d_rt import console
-from ssai3d_rt.commands import adaptation, bench, compare, engine, house, rig, surgeon
+from ssai3d_rt.commands import adaptation, bench, compare, config, engine, house, rig, surgeon
 from ssai3d_rt.errors import Ssai3dError
 
 INTERRUPTED = 130
@@ -35,8 +35,9 @@ app = typer.Typer(
 weights_app = typer.Typer(no_args_is_help=True, help="List, import and train base networks.")
 engine_app = typer.Typer(no_args_is_help=True, help="List, build and clear the engines of this machine.")
 surgeon_app = typer.Typer(no_args_is_help=True, help="Rank the layers of a base network; train what ranks them.")
+config_app = typer.Typer(no_args_is_help=True, help="Check, print and explain a rig's file of settings.")
 
-SUBGROUPS = {"weights": weights_app, "engine": engine_app, "surgeon": surgeon_app}
+SUBGROUPS = {"weights": weights_app, "engine": engine_app, "surgeon": surgeon_app, "config": config_app}
 
 EXAMPLES: dict[str, str] = {}
 """Every command's example, as its help shows it."""
@@ -72,6 +73,10 @@ _add(engine_app, "clear", engine.engine_clear, "ssai3d-rt engine clear")
 app.add_typer(surgeon_app, name="surgeon")
 _add(surgeon_app, "rank", surgeon.rank, "ssai3d-rt surgeon rank cells.tif --rig rig.toml -o layers.png")
 _add(surgeon_app, "train", surgeon.train, "ssai3d-rt surgeon train -o my-surgeon --base reds64")
+app.add_typer(config_app, name="config")
+_add(config_app, "check", config.check, "ssai3d-rt config check rig.toml")
+_add(config_app, "example", config.example, "ssai3d-rt config example")
+_add(config_app, "show", config.show, "ssai3d-rt config show rig.toml")
 _add(app, "version", house.version, "ssai3d-rt version")
 
 

@@ -171,7 +171,8 @@ class Toml:
     def words(self, problem: Problem) -> str:
         """Put a problem in one line, with the file's name and the line where it is known."""
         line = self.line_of(problem.key)
-        return f"{self.where}: {problem.words}" if line is None else f"{self.where}, line {line}: {problem.words}"
+        words = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in problem.words)
+        return f"{self.where}: {words}" if line is None else f"{self.where}, line {line}: {words}"
 
 
 def _problems(model: type[BaseModel], error: ValidationError) -> list[Problem]:

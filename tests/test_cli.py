@@ -43,6 +43,9 @@ ALL = (
     "engine clear",
     "surgeon rank",
     "surgeon train",
+    "config check",
+    "config example",
+    "config show",
     "version",
 )
 

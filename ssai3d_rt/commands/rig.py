@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -66,7 +66,7 @@ def restore(
 
 def watch(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Folders that a microscope writes to.")
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Folders that a microscope writes to.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for results and the ledger.")] = None,
     bundle: Annotated[Path | None, typer.Option(metavar="NAME.ssai3d", help="What to restore with.")] = None,

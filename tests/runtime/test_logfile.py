@@ -154,10 +154,12 @@ def test_where_rotating_fails_the_same_file_goes_on(
 
 def test_many_threads_write_whole_lines(tmp_path: Path) -> None:
     with logs_to_file(settings(tmp_path)):
-        threads = [
-            threading.Thread(target=lambda: [logger.info("x" * 200) for _ in range(100)], name=f"writer {n}")
-            for n in range(4)
-        ]
+
+        def write() -> None:
+            for _ in range(100):
+                logger.info("x" * 200)
+
+        threads = [threading.Thread(target=write, name=f"writer {number}") for number in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
