@@ -2,9 +2,9 @@
 
 "Only on this machine" protects nobody: any web page that is open on the machine can send requests to it, and a name
 that resolves to 127.0.0.1 makes them look like its own. So the name in ``Host`` must be one of ours, a browser must say
-that the request comes from our own page, and what changes anything, or names files, needs a token. In this order: Host,
-method, origin, token, size of the body. Refusals are short and fixed; nothing that came in is sent back. It knows no
-page and no daemon; how long a connection may last is decided where connections are.
+that the request comes from our own page, and what changes anything, or names files, needs a token. In this order: size
+of the head, Host, method, origin, token, size of the body. Refusals are short and fixed; nothing that came in is sent
+back. It knows no page and no daemon; how long a connection may last is decided where connections are.
 
 >>> door = Door(hosts=allowed_hosts("127.0.0.1"), token=None)
 >>> door.refusal("GET", "/live", {"host": "127.0.0.1:9100"}), door.refusal("GET", "/live", {"host": "evil.example"})
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_BODY_BYTES = 1 << 16
+MOST_HEAD_BYTES = 1 << 14
+"""Path and headers."""
 
 PROBES = frozenset({"/live", "/ready"})
 """Fixed sentences that name nothing: they never need a token."""
@@ -134,19 +136,15 @@ class Guard:
                 message["headers"] = kept + [(name.encode(), value.encode()) for name, value in HEADERS.items()]
             await send(message)
 
-        headers = _headers(scope["headers"])
-        refused = (
-            Refusal(400, "a header that must be there once is there twice")
-            if headers is None
-            else self._door.refusal(scope["method"], scope["path"], headers)
-        )
+        headers, refused = _headers(scope)
+        refused = refused or self._door.refusal(scope["method"], scope["path"], headers)
         body = b""
         if refused is None and scope["method"] in WRITE:
             taken = await _body(receive)
             refused = Refusal(413, f"a body may have {MOST_BODY_BYTES} bytes at most") if taken is None else None
             body = taken or b""
-        if refused is not None or headers is None:
-            await _refuse(refused or Refusal(400, "bad request"), scope["path"], send_safely)
+        if refused is not None:
+            await _refuse(refused, scope["path"], send_safely)
             return
         scope["trusted"] = self._door.token is not None and self._door.trusts(headers)
 
@@ -181,15 +179,19 @@ def allowed_hosts(address: str, more: Iterable[str] = ()) -> frozenset[str]:
     return frozenset(own)
 
 
-def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str] | None:
-    """Return the headers by name; None where one that decides something is there twice."""
+def _headers(scope: Scope) -> tuple[dict[str, str], Refusal | None]:
+    """Return the headers by name; refuse too many, and one that decides something and is there twice."""
     found: dict[str, str] = {}
-    for name_bytes, value in raw:
+    size = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+    for name_bytes, value in scope["headers"]:
         name = name_bytes.decode("latin-1").lower()
         if name in found and name in {"host", "origin", "authorization", "content-length", "sec-fetch-site"}:
-            return None
+            return found, Refusal(400, "a header that must be there once is there twice")
         found[name] = value.decode("latin-1")
-    return found
+        size += len(name_bytes) + len(value) + 4
+    if size > MOST_HEAD_BYTES:
+        return found, Refusal(431, f"path and headers may have {MOST_HEAD_BYTES} bytes at most")
+    return found, None
 
 
 def _is_foreign(headers: Mapping[str, str]) -> bool:

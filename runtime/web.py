@@ -37,7 +37,7 @@ from pydantic import Field
 from ssai3d_rt.config import Settings
 from ssai3d_rt.errors import ConfigError, MissingPackageError
 from ssai3d_rt.imaging.openfile import shown
-from ssai3d_rt.runtime.guard import Door, Guard, allowed_hosts, digest_of, is_loopback
+from ssai3d_rt.runtime.guard import MOST_HEAD_BYTES, Door, Guard, allowed_hosts, digest_of, is_loopback
 from ssai3d_rt.runtime.pages import Subject, make_app
 from ssai3d_rt.runtime.probe import leave_note
 
@@ -53,11 +53,13 @@ LIFE_S = 10.0
 """A connection ends after so long, whatever it is at."""
 
 MOST_CONNECTIONS = 64
-MOST_HEAD_BYTES = 16384
-"""Request line and headers."""
 
-_BACKLOG = 32
+_AT_A_TIME = 32
 """Connections taken in at a time: few, because each is a descriptor that the daemon might need."""
+
+_WAITING = 1024
+"""Connections that the system keeps until they are taken in: many, because it lets those wait long that it drops."""
+
 _STOP_S = 5.0
 _TOKEN = re.compile(r"[\x21-\x7e]{16,512}")
 
@@ -172,8 +174,8 @@ def _read_token(path: Path) -> str:
         descriptor = os.open(path, flags)
     except OSError as error:
         raise ConfigError(f"health: cannot read the token_file {shown(path)}: {error.strerror or error}") from error
-    with open(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"health: the token_file {shown(path)} is not a file")
         if sys.platform != "win32":
@@ -181,7 +183,9 @@ def _read_token(path: Path) -> str:
                 raise ConfigError(f"health: others may read the token_file {shown(path)}; run: chmod 600 {shown(path)}")
             if status.st_uid not in (os.geteuid(), 0):
                 raise ConfigError(f"health: the token_file {shown(path)} belongs to another user; make your own")
-        text = file.read(1024).decode("utf-8", "replace").strip()
+        text = os.read(descriptor, 1024).decode("utf-8", "replace").strip()
+    finally:
+        os.close(descriptor)
     if not _TOKEN.fullmatch(text):
         raise ConfigError(
             f"health: the token_file {shown(path)} must hold one line of 16 to 512 characters, letters, digits and "
@@ -209,7 +213,7 @@ def _listen(address: str, port: int) -> socket.socket:
         alone = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
         listener.setsockopt(socket.SOL_SOCKET, alone, 1)
         listener.bind(place)
-        listener.listen(_BACKLOG)
+        listener.listen(_WAITING)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
@@ -263,6 +267,14 @@ def _server(subject: Subject, door: Door) -> Any:
             except h11.ProtocolError:  # nonsense after an answer was begun: nothing more can be said
                 self.transport.abort()
 
+    class Patient(uvicorn.Server):
+        """A server that asks the system to keep more connections than it takes in at a time."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for listener in sockets or []:
+                listener.listen(_WAITING)
+
     config = uvicorn.Config(
         Guard(make_app(subject), door),
         loop="asyncio",
@@ -275,8 +287,8 @@ def _server(subject: Subject, door: Door) -> Any:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        backlog=_BACKLOG,
+        backlog=_AT_A_TIME,
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=MOST_HEAD_BYTES,
     )
-    return uvicorn.Server(config)
+    return Patient(config)
