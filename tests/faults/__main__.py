@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table of this document")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that daemons end and disks are unmounted
     broken = load()
     chosen = choose(REGISTRY, given.only, quick=given.quick)
     if given.list:

@@ -137,13 +137,13 @@ class Lab:
     def __exit__(self, *exc: object) -> None:
         unmount_below(self.folder)
 
-    def stacks(self, number: int, *, first: int = 0, folder: Path | None = None) -> list[Path]:
+    def stacks(self, number: int, *, first: int = 0, folder: Path | None = None, z_um: float = 0.2) -> list[Path]:
         """Write so many different small stacks, under names of their own; they must not change from then on."""
         folder = folder or self.incoming
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for seed in range(first, first + number):
-            hidden = stack_file(folder / f".{seed:04d}.tmp.ome.tif", seed)
+            hidden = stack_file(folder / f".{seed:04d}.tmp.ome.tif", seed, z_um)
             paths.append(folder / f"{seed:04d}.ome.tif")
             os.rename(hidden, paths[-1])
         self.remember(*paths)

@@ -29,10 +29,10 @@ QUICK = WatchSettings(
 )
 
 
-def stack_file(path: Path, seed: int = 0) -> Path:
-    """Write a small anisotropic stack; each seed gives other samples."""
+def stack_file(path: Path, seed: int = 0, z_um: float = 0.2) -> Path:
+    """Write a small anisotropic stack; each seed gives other samples. A larger `z_um` gives a larger result."""
     data = np.random.default_rng(seed).integers(0, 4000, (5, 24, 24), dtype=np.uint16)
-    write_ome_tiff(path, Stack(data, (0.2, 0.1, 0.1), channel="DAPI"))
+    write_ome_tiff(path, Stack(data, (z_um, 0.1, 0.1), channel="DAPI"))
     return path
 
 
