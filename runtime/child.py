@@ -1,9 +1,12 @@
-"""The process that restores: what runs in it, and what it and the daemon say to each other.
+"""The processes that do the daemon's dangerous work: one looks at sources, one restores.
 
-The daemon starts it, gives it a recipe for a restorer and then one command at a time; it answers with messages. It may
-crash, hang or be killed at any moment: it owns nothing but a temporary file. When the daemon ends, however it ends, the
-pipe closes and this process ends too. Messages are pickles over private pipes between a parent and its own child;
-standard output is turned away from that pipe, so that a library that prints cannot garble it.
+The daemon starts each, tells it how (`Setup`), and then gives it one command at a time; it answers with messages. It
+may crash, hang or be killed at any moment: it owns nothing but temporary files. When the daemon ends, however it ends,
+the pipe closes and the process ends too. Standard output is turned away from that pipe, so that a library that prints
+cannot garble it.
+
+A restored stack is answered for only after the restorer proved, once more and after that stack, that its device
+computes what it should: a graphics card that went wrong in between has nothing published.
 """
 
 from __future__ import annotations
@@ -13,185 +16,57 @@ import errno
 import logging
 import os
 import pickle
-import struct
+import re
 import sys
 import threading
-from dataclasses import dataclass, field
-from enum import Enum
+import time
 from queue import SimpleQueue
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
-from ssai3d_rt.errors import IncompleteError, InputError, Ssai3dError, StorageError
-from ssai3d_rt.runtime.publish import RESULT_SUFFIX, Sealed, seal
-from ssai3d_rt.runtime.source import content_hash
+import psutil
+
+from ssai3d_rt.errors import BackendError, IncompleteError, InputError, Ssai3dError, StorageError
+from ssai3d_rt.runtime.complete import completeness
+from ssai3d_rt.runtime.examine import examine
+from ssai3d_rt.runtime.messages import (
+    Command,
+    Examine,
+    Examined,
+    Failed,
+    Judge,
+    Judged,
+    Kind,
+    Message,
+    NotReady,
+    Pace,
+    Part,
+    Progressed,
+    Ready,
+    Restore,
+    Restored,
+    Restorer,
+    Setup,
+    receive,
+    send,
+)
+from ssai3d_rt.runtime.publish import discard, seal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from ssai3d_rt.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_LENGTH = struct.Struct("<Q")
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One file of a result, under a temporary name, and how to read it back and check it (raises where it is wrong).
-
-    `label` tells the positions of one source apart (an only one has none), `suffix` what is in the file, `warnings`
-    what a user must know before believing it.
-    """
-
-    temporary: Path
-    check: Callable[[Path], object]
-    label: str = ""
-    suffix: str = RESULT_SUFFIX
-    warnings: tuple[str, ...] = ()
-
-
-class Restorer(Protocol):
-    """Restores files one after the other; made once per process."""
-
-    name: str
-
-    def restore(self, order: Restore, progress: Progress, /) -> list[Part]:
-        """Restore all stacks of a source into new files in `order.folder`, named by `publish.temporary_name`."""
-
-    def close(self) -> None:
-        """Let go of the device."""
-
-
-class Recipe(Protocol):
-    """What the daemon hands to its child; must be picklable."""
-
-    @property
-    def bundle_id(self) -> str:
-        """Tells one bundle from another."""
-
-    @property
-    def parameters(self) -> str:
-        """What else decides the result, as text."""
-
-    def open(self) -> Restorer:
-        """Make the restorer; called in the child."""
-
-    def made(self, result: Path, content: str, /) -> bool:
-        """Whether a file under a result's name was made by this recipe from that content; called in the daemon."""
-
-
-class Kind(str, Enum):
-    """Whose fault an error is, and so what to do next."""
-
-    INPUT = "input"
-    INCOMPLETE = "incomplete"
-    STORAGE = "storage"
-    WORKER = "worker"
-
-
-@dataclass(frozen=True, slots=True)
-class Hash:
-    """Command: hash a source."""
-
-    files: list[Path]
-
-
-@dataclass(frozen=True, slots=True)
-class Restore:
-    """Command: restore a source, with this SHA-256, into temporary files in a folder, and seal them."""
-
-    source: Path
-    content: str
-    folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Message: the restorer is made."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class NotReady:
-    """Message: the restorer cannot be made; `error` is set where the failure is an expected one."""
-
-    reason: str
-    error: Ssai3dError | None
-
-
-@dataclass(frozen=True, slots=True)
-class Progressed:
-    """Message: the work goes on."""
-
-    label: str
-    done: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Hashed:
-    """Message: SHA-256 of the source."""
-
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """Message: the temporary files are whole, checked and on the disk; by label and suffix."""
-
-    parts: dict[tuple[str, str], Sealed]
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Message: the command failed; the process lives on."""
-
-    kind: Kind
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """Message (made by the parent's side): the process is no more."""
-
-    reason: str = field(default="the restoring process ended")
-
-
-Message = Ready | NotReady | Progressed | Hashed | Restored | Failed | Ended
-
-
-def send(stream: IO[bytes], message: object) -> None:
-    """Write one message."""
-    data = pickle.dumps(message)
-    stream.write(_LENGTH.pack(len(data)) + data)
-    stream.flush()
-
-
-def receive(stream: IO[bytes]) -> Any:
-    """Read one message.
-
-    Raises
-    ------
-    EOFError
-        The other side is gone.
-    """
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    (length,) = _LENGTH.unpack(head)
-    data = stream.read(length)
-    if len(data) < length:
-        raise EOFError
-    return pickle.loads(data)
+_MEMORY_WORDS = re.compile(
+    r"out of memory|out_of_memory|bad[ _]alloc|failed to allocate|cudaErrorMemory", re.IGNORECASE
+)
+_HEARTBEAT_S = 0.5
 
 
 def serve() -> None:
-    """Run the child: make the restorer, then answer commands until the daemon is gone."""
+    """Run a process: hear the setup, then answer commands until the daemon is gone."""
     commands: SimpleQueue[Any] = SimpleQueue()
+    pace = _Pacer()
     inbound = os.fdopen(os.dup(0), "rb")
     outbound = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -201,57 +76,133 @@ def serve() -> None:
     def listen() -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
-                commands.put(receive(inbound))
+                said = receive(inbound)
+                if isinstance(said, Pace):
+                    pace.share = said.share
+                else:
+                    commands.put(said)
         os._exit(0)  # at once, in the middle of a computation too
 
     threading.Thread(target=listen, name="commands", daemon=True).start()
-    nice, pickled = commands.get()
-    if hasattr(os, "nice"):
-        with contextlib.suppress(OSError):
-            os.nice(nice)
+    setup: Setup = commands.get()
+    step_back(setup.nice, idle_disk=setup.idle_disk)
+    if setup.memory_bytes is not None:
+        _limit_memory(setup.memory_bytes)
+    restorer: Restorer | None = None
     try:
-        restorer = pickle.loads(pickled).open()
+        if setup.recipe is not None:
+            restorer = pickle.loads(setup.recipe).open(setup.most_tiles)
     except Exception as error:
         expected = isinstance(error, Ssai3dError)
         if not expected:
             logger.exception("the restorer could not be made")
         send(outbound, NotReady(_words(error), error if isinstance(error, Ssai3dError) else None))
         return
-    send(outbound, Ready(restorer.name))
+    send(outbound, Ready(restorer.name if restorer is not None else "examiner"))
     while True:
-        send(outbound, _answer(restorer, commands.get(), outbound))
+        command = commands.get()
+        pace.begin()
+        send(outbound, _answer(restorer, command, pace, outbound))
 
 
-def _answer(restorer: Restorer, command: Hash | Restore, outbound: IO[bytes]) -> Message:
+def step_back(nice: int, *, idle_disk: bool) -> None:
+    """Let others go first: processor time, and the disk where the system can tell (Linux, Windows)."""
+    process = psutil.Process()
+    with contextlib.suppress(OSError, psutil.Error):
+        if sys.platform == "win32":
+            process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if nice else psutil.NORMAL_PRIORITY_CLASS)
+        else:
+            os.nice(nice)
+    with contextlib.suppress(OSError, psutil.Error, AttributeError):
+        if idle_disk and sys.platform == "linux":
+            process.ionice(psutil.IOPRIO_CLASS_IDLE)
+        elif idle_disk and sys.platform == "win32":
+            process.ionice(psutil.IOPRIO_VERYLOW)
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    with contextlib.suppress(OSError, ValueError):  # a lower limit is in force already
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+
+
+class _Pacer:
+    """Makes the work pause between two batches of tiles, as long as it takes to be at work for a share of the time."""
+
+    def __init__(self) -> None:
+        self.share = 1.0
+        self._since = time.monotonic()
+
+    def begin(self) -> None:
+        self._since = time.monotonic()
+
+    def rest(self, alive: Message, outbound: IO[bytes]) -> None:
+        worked_s = time.monotonic() - self._since
+        rested_s = 0.0
+        while self.share < 1.0 and (self.share <= 0 or rested_s < worked_s * (1 / self.share - 1)):
+            wait_s = _HEARTBEAT_S if self.share <= 0 else min(_HEARTBEAT_S, worked_s * (1 / self.share - 1) - rested_s)
+            time.sleep(wait_s)
+            rested_s += wait_s
+            if rested_s >= _HEARTBEAT_S:
+                send(outbound, alive)
+        self.begin()
+
+
+def _answer(restorer: Restorer | None, command: Command, pace: _Pacer, outbound: IO[bytes]) -> Message:
     def progress(label: str, done: int, total: int, /) -> None:
-        send(outbound, Progressed(label, done, total))
+        alive = Progressed(label, done, total)
+        send(outbound, alive)
+        if done < total:
+            pace.rest(alive, outbound)
 
     try:
-        if isinstance(command, Hash):
-            return _hash(command)
-        parts = restorer.restore(command, progress)
-        warnings = dict.fromkeys(sentence for part in parts for sentence in part.warnings)
-        sealed = {(part.label, part.suffix): seal(part.temporary, part.check) for part in parts}
-        return Restored(sealed, tuple(warnings))
+        if isinstance(command, Judge):
+            return Judged(completeness(command.path))
+        if isinstance(command, Examine):
+            return Examined(examine(command, progress))
+        if restorer is None:
+            raise RuntimeError("this process only looks at sources")
+        return _restored(restorer, command, progress)
     except IncompleteError as error:
         return Failed(Kind.INCOMPLETE, _words(error))
     except InputError as error:
         return Failed(Kind.INPUT, _words(error))
     except StorageError as error:
         return Failed(Kind.STORAGE, _words(error))
+    except MemoryError as error:
+        if isinstance(command, Restore):
+            return Failed(Kind.MEMORY, f"too little memory ({error})")
+        return Failed(Kind.INPUT, "reading it takes more memory than `examine_bytes` allows")
+    except BackendError as error:
+        return Failed(Kind.MEMORY if _MEMORY_WORDS.search(str(error)) else Kind.WORKER, _words(error))
     except OSError as error:
+        if isinstance(command, Examine):
+            return Failed(Kind.INCOMPLETE, f"it cannot be read: {error.strerror or error}")
         return Failed(Kind.STORAGE if error.errno in _DISK_ERRORS else Kind.WORKER, _words(error))
     except Exception as error:
         if not isinstance(error, Ssai3dError):
-            logger.exception("restoring failed")
+            logger.exception("it failed")
         return Failed(Kind.WORKER, _words(error))
 
 
-def _hash(command: Hash) -> Hashed | Failed:
+def _restored(restorer: Restorer, command: Restore, progress: Progress) -> Restored:
+    parts = restorer.restore(command, progress)
     try:
-        return Hashed(content_hash(command.files))
-    except OSError as error:
-        return Failed(Kind.INCOMPLETE, f"it cannot be read: {error.strerror or error}")
+        restorer.check()
+        warnings = dict.fromkeys(sentence for part in parts for sentence in part.warnings)
+        sealed = {(part.label, part.suffix): seal(part.temporary, part.check) for part in parts}
+    except BaseException:
+        _discard(parts)
+        raise
+    return Restored(sealed, tuple(warnings))
+
+
+def _discard(parts: list[Part]) -> None:
+    for part in parts:
+        discard(part.temporary)
 
 
 def _words(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from ssai3d_rt.imaging.limits import require_restorable
 from ssai3d_rt.progress import Progress, silent
 from ssai3d_rt.runtime.backends import open_runner
 from ssai3d_rt.runtime.caution import warnings_of
+from ssai3d_rt.runtime.sanity import require_likeness
 from ssai3d_rt.runtime.trust import doubt_warning, doubtful_share, seen_again, trust_map
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def restore(
     InputError
         Fewer than three planes, or samples that are not finite.
     BackendError
-        No backend can run the bundle here, or it failed.
+        No backend can run the bundle here, or it failed, or what came out has nothing in common with the stack.
     """
     if isinstance(how, Bundle):
         told = warnings_of(stack, how.manifest.adaptation) if warnings is None else warnings
@@ -108,6 +109,7 @@ def restore(
         denoised=plan.apply(stack.data, progress=progress),
         progress=progress,
     )
+    require_likeness(stack.data, result.data)
     restored = replace(stack, data=result.data, voxel_um=result.voxel_um)
     doubt = None
     share = 0.0

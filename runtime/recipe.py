@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ssai3d_rt.errors import BundleError, InputError
+from ssai3d_rt.errors import BackendError, BundleError, InputError, ParityError
 from ssai3d_rt.imaging.openfile import shown
-from ssai3d_rt.runtime.child import Part
+from ssai3d_rt.runtime.messages import Part
 from ssai3d_rt.runtime.publish import require_space, temporary_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ssai3d_rt.export.bundle import AdaptationEntry, Bundle
+    from ssai3d_rt.export.bundle import Bundle
     from ssai3d_rt.imaging.read import Acquisition
     from ssai3d_rt.progress import Progress
     from ssai3d_rt.runtime.backends.runner import Runner
-    from ssai3d_rt.runtime.child import Restore
+    from ssai3d_rt.runtime.messages import Restore
     from ssai3d_rt.runtime.settings import WatchSettings
 
 
@@ -60,7 +60,7 @@ class BundleRecipe:
         parameters = json.dumps({key: value for key, value in values.items() if value}, sort_keys=True)
         return cls(bundle.folder.absolute(), bundle.bundle_id, parameters, settings)
 
-    def open(self) -> BundleRestorer:
+    def open(self, most_tiles: int | None = None) -> BundleRestorer:
         """Open bundle and backend; in the child."""
         from ssai3d_rt.export.bundle import Bundle
         from ssai3d_rt.runtime.backends import open_runner
@@ -71,19 +71,22 @@ class BundleRecipe:
                 f"{self.folder} was replaced while it was in use; start again to restore with the new one"
             )
         settings = self.settings
-        runner = open_runner(bundle, settings.backend, threads=settings.threads)
-        return BundleRestorer(self, runner, bundle.manifest.adaptation)
+        runner = open_runner(bundle, settings.backend, threads=settings.threads, most_tiles=most_tiles)
+        return BundleRestorer(self, runner, bundle)
 
-    def made(self, result: Path, content: str) -> bool:
-        """Whether the provenance of a result names this recipe and that content."""
+    def made(self, result: Path, content: str) -> int:
+        """Of how many files the result is, where its provenance names this recipe and that content; else 0."""
         from ssai3d_rt.imaging.write import read_provenance
 
         try:
             found = read_provenance(result)
         except InputError:
-            return False
+            return 0
         wanted = self.provenance(content)
-        return found.get("positions") == 1 and all(found.get(key) == value for key, value in wanted.items())
+        if any(found.get(key) != value for key, value in wanted.items()):
+            return 0
+        positions = found.get("positions")
+        return positions * (2 if self.settings.trust else 1) if isinstance(positions, int) else 0
 
     def provenance(self, content: str) -> dict[str, Any]:
         """Return what a result says of its making."""
@@ -99,13 +102,13 @@ class BundleRestorer:
         Where it comes from.
     runner
         The backend, with the bundle loaded.
-    adaptation
-        What the bundle was adapted to.
+    bundle
+        The bundle.
     """
 
-    def __init__(self, recipe: BundleRecipe, runner: Runner, adaptation: AdaptationEntry) -> None:
+    def __init__(self, recipe: BundleRecipe, runner: Runner, bundle: Bundle) -> None:
         self.name = runner.name
-        self._recipe, self._runner, self._adaptation = recipe, runner, adaptation
+        self._recipe, self._runner, self._bundle = recipe, runner, bundle
 
     def restore(self, order: Restore, progress: Progress) -> list[Part]:
         """Restore all stacks of a file."""
@@ -125,6 +128,15 @@ class BundleRestorer:
                 label = "" if len(names) == 1 else name or f"p{position:03d}"
                 parts += self._position(order.folder, acquisition, position, label, notes, progress)
             return parts
+
+    def check(self) -> None:
+        """Run the golden tiles again."""
+        from ssai3d_rt.runtime.backends.runner import self_test
+
+        try:
+            self_test(self._runner, self._bundle)
+        except ParityError as error:
+            raise BackendError(f"the device no longer computes what it did when it was loaded: {error}") from None
 
     def close(self) -> None:
         """Close the backend."""
@@ -152,7 +164,7 @@ class BundleRestorer:
             self._runner,
             trust_path=doubts,
             denoise=self._recipe.settings.denoise,
-            adaptation=self._adaptation,
+            adaptation=self._bundle.manifest.adaptation,
             notes=notes,
             progress=progress,
         )

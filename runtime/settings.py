@@ -18,6 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from pydantic import Field, PositiveFloat
 
 from ssai3d_rt.config import Settings
@@ -44,13 +45,24 @@ class WatchSettings(Settings):
     back_off_s
         Waiting times after the first, second and following failures in a row, of a stack, the process or the disk.
     stall_s, start_s
-        The restoring process is thrown away when it says nothing for so long, at work and while it starts.
+        The restoring process is thrown away when it says nothing for so long, at work and while it starts. Between two
+        batches of tiles it is also thrown away after ten times the longest usual silence, but not before 30 s.
     stop_s
         When asked to stop, a stack in work may take so long to finish before it is given up (and resumed next time).
     threads
         Threads of the restoring process; absent: the backend decides.
-    nice
-        How far the restoring process steps back for others (0 to 19, Linux; on Windows it is always below normal).
+    nice, idle_disk
+        How far the processes step back for others: processor time (0 to 19, Linux; on Windows anything above 0 is below
+        normal), and whether they use the disk only while nobody else does.
+    while_acquiring
+        What to do while a watched folder is written to: ``full`` speed, ``slow`` (the device works half of the time) or
+        ``pause`` (it waits until nothing was written for `acquiring_s`).
+    acquiring_s
+        An acquisition is taken to be over when nothing was written for so long.
+    judge_s
+        Deciding whether a file is complete may take so long; it is done in a process of its own.
+    examine_bytes
+        Memory that reading a source may take, in a process of its own; absent: half of the machine's.
     reserve_bytes
         Room on the results' disk that is never used.
     backend
@@ -77,6 +89,11 @@ class WatchSettings(Settings):
     stop_s: float = Field(default=10.0, ge=0)
     threads: int | None = Field(default=None, ge=1)
     nice: int = Field(default=10, ge=0, le=19)
+    idle_disk: bool = True
+    while_acquiring: Literal["full", "slow", "pause"] = "slow"
+    acquiring_s: float = Field(default=10.0, gt=0)
+    judge_s: float = Field(default=5.0, gt=0)
+    examine_bytes: int | None = Field(default=None, ge=1 << 28)
     reserve_bytes: int = Field(default=1 << 30, ge=0)
     backend: str = "auto"
     trust: bool = False
@@ -84,6 +101,11 @@ class WatchSettings(Settings):
     voxel_z_um: float | None = Field(default=None, gt=0)
     voxel_xy_um: float | None = Field(default=None, gt=0)
     ledger: Path | None = None
+
+    @property
+    def examine_bytes_or_default(self) -> int:
+        """Memory that reading a source may take, in bytes."""
+        return self.examine_bytes or max(1 << 30, psutil.virtual_memory().total // 2)
 
     def wait_s(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from ssai3d_rt.export.bundle import Bundle
     from ssai3d_rt.progress import Progress
-    from ssai3d_rt.runtime.child import Recipe
+    from ssai3d_rt.runtime.messages import Recipe
 
 __all__ = ["WatchEvent", "WatchSettings", "stop_on_signals", "watch"]
 

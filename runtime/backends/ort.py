@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ssai3d_rt.errors import BackendError, MissingPackageError
 from ssai3d_rt.export.bundle import INPUT, OUTPUT
+from ssai3d_rt.runtime.backends.runner import at_most
 from ssai3d_rt.runtime.cuda import Cuda, Stream, open_cuda, why_no_cuda
 from ssai3d_rt.runtime.pipeline import Pipeline
 
@@ -57,14 +58,16 @@ def why_not_cuda() -> str | None:
     return why_no_cuda()
 
 
-def candidates_cpu(bundle: Bundle, threads: int | None) -> Iterator[OnnxRuntimeRunner]:
+def candidates_cpu(bundle: Bundle, threads: int | None, most_tiles: int | None = None) -> Iterator[OnnxRuntimeRunner]:
     """Load the bundle on the CPU."""
-    yield OnnxRuntimeRunner(bundle, threads)
+    yield at_most(OnnxRuntimeRunner(bundle, threads), most_tiles)
 
 
-def candidates_cuda(bundle: Bundle, threads: int | None) -> Iterator[OnnxRuntimeCudaRunner]:
+def candidates_cuda(
+    bundle: Bundle, _threads: int | None, most_tiles: int | None = None
+) -> Iterator[OnnxRuntimeCudaRunner]:
     """Load the bundle on the GPU."""
-    yield OnnxRuntimeCudaRunner(bundle)
+    yield OnnxRuntimeCudaRunner(bundle, min(_BATCH[CUDA], most_tiles or _BATCH[CUDA]))
 
 
 class OnnxRuntimeRunner:

@@ -37,11 +37,11 @@ def why_not() -> str | None:
     return None if find_spec("openvino") else str(MissingPackageError("openvino", extra="cpu"))
 
 
-def candidates(bundle: Bundle, threads: int | None) -> Iterator[OpenVinoRunner]:
+def candidates(bundle: Bundle, threads: int | None, most_tiles: int | None = None) -> Iterator[OpenVinoRunner]:
     """Load the bundle in each precision that the CPU offers, the fastest first."""
     core = import_openvino().Core()
     for precision in precisions(core):
-        yield OpenVinoRunner(bundle, core, precision, threads)
+        yield OpenVinoRunner(bundle, core, precision, threads, one_stream=most_tiles is not None)
 
 
 def precisions(core: Any) -> tuple[str, ...]:
@@ -74,17 +74,21 @@ class OpenVinoRunner:
         ``bf16`` or ``f32``.
     threads
         Threads to use; None takes all cores.
+    one_stream
+        Compute one tile at a time, which takes the least memory.
     """
 
     name = NAME
 
-    def __init__(self, bundle: Bundle, core: Any, precision: str, threads: int | None) -> None:
+    def __init__(
+        self, bundle: Bundle, core: Any, precision: str, threads: int | None, *, one_stream: bool = False
+    ) -> None:
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": "THROUGHPUT",
             "ENABLE_CPU_PINNING": False,
         }
-        if bundle.manifest.files[ONNX].size_bytes > ONE_STREAM_BYTES:
+        if one_stream or bundle.manifest.files[ONNX].size_bytes > ONE_STREAM_BYTES:
             options["NUM_STREAMS"] = 1
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from ssai3d_rt.errors import BackendError, MissingPackageError
 from ssai3d_rt.export.cache import cache_folder, private_folder
+from ssai3d_rt.runtime.backends.runner import at_most
 from ssai3d_rt.runtime.cuda import gpu
 
 if TYPE_CHECKING:
@@ -63,17 +64,20 @@ def why_not_compiled() -> str | None:
     return None
 
 
-def candidates(bundle: Bundle, threads: int | None) -> Iterator[TorchRunner]:
+def candidates(bundle: Bundle, threads: int | None, most_tiles: int | None = None) -> Iterator[TorchRunner]:
     """Load the bundle's weights."""
     from safetensors.numpy import load
 
     window = bundle.manifest.network.pool_window_px
-    yield TorchRunner(load(bundle.weights()), bundle.tile, bundle.bundle_id, window=window, threads=threads)
+    runner = TorchRunner(load(bundle.weights()), bundle.tile, bundle.bundle_id, window=window, threads=threads)
+    yield at_most(runner, most_tiles)
 
 
-def candidates_compiled(bundle: Bundle, threads: int | None) -> Iterator[CompiledRunner]:
+def candidates_compiled(
+    bundle: Bundle, threads: int | None, most_tiles: int | None = None
+) -> Iterator[CompiledRunner]:
     """Compile the bundle's network."""
-    yield CompiledRunner(bundle, threads)
+    yield at_most(CompiledRunner(bundle, threads), most_tiles)
 
 
 def open_base(name: str | Path = "base") -> TorchRunner:

@@ -51,16 +51,17 @@ class Backend:
     why_not
         Returns None where it can run, else a sentence that says what to do.
     candidates
-        Loads a bundle, with so many threads, in each way that it can; the fastest way first.
+        Loads a bundle, with so many threads and at most so many tiles at once, in each way that it can; the fastest way
+        first.
     """
 
     gpu: bool
     why_not: Callable[[], str | None]
-    candidates: Callable[[Bundle, int | None], Iterator[Runner]]
+    candidates: Callable[[Bundle, int | None, int | None], Iterator[Runner]]
 
 
 def _tensorrt(name: str) -> Backend:
-    return Backend(True, partial(trt.why_not, name), lambda bundle, _threads: trt.candidates(bundle, name))
+    return Backend(True, partial(trt.why_not, name), lambda bundle, _, most: trt.candidates(bundle, name, most))
 
 
 BACKENDS: dict[str, Backend] = {
@@ -99,7 +100,9 @@ def gpu_out_of_reach() -> bool:
     return gpu() is not None and not any(b.gpu and b.why_not() is None for b in BACKENDS.values())
 
 
-def open_runner(bundle: Bundle, backend: str = "auto", threads: int | None = None) -> Runner:
+def open_runner(
+    bundle: Bundle, backend: str = "auto", threads: int | None = None, most_tiles: int | None = None
+) -> Runner:
     """Load a bundle, and test it on its golden tiles.
 
     Parameters
@@ -111,6 +114,8 @@ def open_runner(bundle: Bundle, backend: str = "auto", threads: int | None = Non
         fastest on the CPU.
     threads
         Threads of a CPU backend; None takes all cores.
+    most_tiles
+        Tiles that may be computed at once, where the device has little memory; None leaves it to the backend.
 
     Raises
     ------
@@ -123,16 +128,16 @@ def open_runner(bundle: Bundle, backend: str = "auto", threads: int | None = Non
     if backend not in (AUTO, ANY_CPU):
         if reason := why_not(backend):
             raise BackendError(f"{backend} cannot run here: {reason}")
-        return _open(bundle, backend, threads)
+        return _open(bundle, backend, threads, most_tiles)
     if backend == AUTO:
-        if runner := _open_fastest(bundle, threads, on_gpu=True):
+        if runner := _open_fastest(bundle, threads, most_tiles, on_gpu=True):
             return runner
         if (card := gpu()) is not None:
             raise BackendError(
                 f"no backend can use this machine's {card.name} for {bundle.folder} ({_reasons(gpu_only=True)}); "
                 "ssai3d-rt doctor says what is missing, --backend cpu restores on the CPU instead"
             )
-    if runner := _open_fastest(bundle, threads, on_gpu=False):
+    if runner := _open_fastest(bundle, threads, most_tiles, on_gpu=False):
         return runner
     raise BackendError(f"no backend can run {bundle.folder} here ({_reasons(gpu_only=False)})")
 
@@ -144,16 +149,18 @@ def _reasons(*, gpu_only: bool) -> str:
     )
 
 
-def _open_fastest(bundle: Bundle, threads: int | None, *, on_gpu: bool) -> Runner | None:
+def _open_fastest(
+    bundle: Bundle, threads: int | None, most_tiles: int | None, *, on_gpu: bool
+) -> Runner | None:
     """Open the backend that is fastest for this bundle on this machine's GPU, or on its CPU; None where none does."""
     able = [name for name, b in BACKENDS.items() if b.gpu == on_gpu and b.why_not() is None]
     timed = [name for name in able if name not in _NOT_TIMED]
     note = _Choice.of(bundle, threads, timed)
     speeds = note.read() if len(timed) > 1 else {}
-    if len(timed) > 1 and set(speeds) != set(timed):
+    if most_tiles is None and len(timed) > 1 and set(speeds) != set(timed):
         return _measured(bundle, timed, threads, note)
     for name in sorted(able, key=lambda name: (name in _NOT_TIMED, speeds.get(name, 0.0))):
-        if runner := _try(bundle, name, threads):
+        if runner := _try(bundle, name, threads, most_tiles):
             return runner
     return None
 
@@ -187,18 +194,18 @@ def _tile_ms(runner: Runner, bundle: Bundle) -> float:
     return best / len(tiles) * 1e3
 
 
-def _try(bundle: Bundle, name: str, threads: int | None) -> Runner | None:
+def _try(bundle: Bundle, name: str, threads: int | None, most_tiles: int | None = None) -> Runner | None:
     try:
-        return _open(bundle, name, threads)
+        return _open(bundle, name, threads, most_tiles)
     except Ssai3dError as error:
         logger.warning("%s is passed over: %s", name, error)
         return None
 
 
-def _open(bundle: Bundle, name: str, threads: int | None) -> Runner:
+def _open(bundle: Bundle, name: str, threads: int | None, most_tiles: int | None) -> Runner:
     """Open a backend; whatever a vendor's package raises, a broken install above all, becomes a `BackendError`."""
     try:
-        return _first_that_agrees(bundle, name, threads)
+        return _first_that_agrees(bundle, name, threads, most_tiles)
     except Ssai3dError:
         raise
     except Exception as error:
@@ -209,10 +216,10 @@ def _open(bundle: Bundle, name: str, threads: int | None) -> Runner:
         ) from None
 
 
-def _first_that_agrees(bundle: Bundle, name: str, threads: int | None) -> Runner:
+def _first_that_agrees(bundle: Bundle, name: str, threads: int | None, most_tiles: int | None) -> Runner:
     """Open the first of a backend's ways to run the bundle that gives the reference's numbers."""
     failed: ParityError | None = None
-    for runner in BACKENDS[name].candidates(bundle, threads):
+    for runner in BACKENDS[name].candidates(bundle, threads, most_tiles):
         failed = _failure(runner, bundle)
         if failed is None:
             return runner

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,15 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free the device and memory; safe to call twice."""
+
+
+AnyRunner = TypeVar("AnyRunner", bound=Runner)
+
+
+def at_most(runner: AnyRunner, tiles: int | None) -> AnyRunner:
+    """Have a runner compute at most so many tiles at once, and return it; None changes nothing."""
+    runner.batch = min(runner.batch, tiles or runner.batch)
+    return runner
 
 
 def self_test(runner: Runner, bundle: Bundle) -> ParityReport:

@@ -75,9 +75,11 @@ def caution(name: str) -> str | None:
     return None
 
 
-def candidates(bundle: Bundle, name: str) -> Iterator[TensorRtRunner]:
+def candidates(bundle: Bundle, name: str, most_tiles: int | None = None) -> Iterator[TensorRtRunner]:
     """Build or take from the cache an engine of the bundle, and load it."""
-    yield TensorRtRunner(bundle, name)
+    usual = BatchRange()
+    fewer = BatchRange(1, min(usual.best, most_tiles), min(usual.most, most_tiles)) if most_tiles else None
+    yield TensorRtRunner(bundle, name, batches=fewer)
 
 
 class TensorRtRunner:

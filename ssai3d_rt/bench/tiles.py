@@ -56,7 +56,7 @@ def open_way(bundle: Bundle, backend: str, way: int, threads: int | None, batch:
     elif batch is not None and backend == ort.CUDA:
         return ort.OnnxRuntimeCudaRunner(bundle, batch)
     else:
-        runner = next(BACKENDS[backend].candidates(bundle, threads))
+        runner = next(BACKENDS[backend].candidates(bundle, threads, None))
     runner.batch = batch or runner.batch
     return runner
 

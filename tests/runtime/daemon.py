@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from ssai3d_rt.runtime.child import Recipe
+    from ssai3d_rt.runtime.messages import Recipe
     from ssai3d_rt.runtime.ledger import State
 
 QUICK = WatchSettings(

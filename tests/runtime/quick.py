@@ -17,7 +17,7 @@ from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.imaging.read import open_acquisition
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.write import read_provenance, verify_ome_tiff, write_ome_tiff
-from ssai3d_rt.runtime.child import Part, Restore
+from ssai3d_rt.runtime.messages import Part, Restore
 from ssai3d_rt.runtime.publish import temporary_name
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class QuickRecipe:
     refuse: str = ""
     refuse_while: Path | None = None
 
-    def open(self) -> QuickRestorer:
+    def open(self, most_tiles: int | None = None) -> QuickRestorer:
         if self.refuse:
             raise BackendError(self.refuse)
         if self.refuse_while is not None and self.refuse_while.exists():
@@ -102,6 +102,9 @@ class QuickRestorer:
         with open(self._recipe.log, "a") as log:
             log.write(shown(name) + "\n")
         return [Part(temporary, partial(verify_ome_tiff, expected=written))]
+
+    def check(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

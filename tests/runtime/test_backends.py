@@ -157,7 +157,7 @@ def test_auto_passes_over_a_backend_loudly(
     if any(why_not(name) for name in ("openvino", "onnxruntime")):
         pytest.skip("needs openvino and onnxruntime")
 
-    def broken(bundle: Bundle, threads: int | None) -> Any:
+    def broken(bundle: Bundle, threads: int | None, most_tiles: int | None) -> Any:
         raise BackendError("out of memory")
 
     monkeypatch.setitem(BACKENDS, "openvino", replace(BACKENDS["openvino"], candidates=broken))
