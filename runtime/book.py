@@ -1,20 +1,23 @@
-"""The open ledger with its rows in memory, and whoever listens to it.
+"""The open ledger, the rows on which something is to be done in memory, and whoever listens to it.
 
 The daemon's one place for changes: a change is committed first, then seen by the rest of the daemon, then told to the
-listener. A listener that fails is logged and never stops the work.
+listener. A listener that fails is logged and never stops the work. Rows that are settled stay in the ledger, of which
+there may be a million.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ssai3d_rt.imaging.openfile import shown
-from ssai3d_rt.runtime.ledger import Entry, Ledger, State
+from ssai3d_rt.runtime.ledger import SETTLED, Entry, Fault, Ledger, State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ssai3d_rt.runtime.source import Identity
@@ -73,23 +76,49 @@ class Book:
     def __init__(self, ledger: Ledger, listener: Listener | None = None) -> None:
         self.ledger = ledger
         self._listener = listener
-        self.rows: dict[Path, Entry] = {entry.path: entry for entry in ledger.entries()}
-        self.ready: dict[Path, None] = {path: None for path, entry in self.rows.items() if entry.state is State.READY}
+        self._open: dict[Path, Entry] = {entry.path: entry for entry in ledger.open_entries()}
+        self.ready: dict[Path, None] = {path: None for path, entry in self._open.items() if entry.state is State.READY}
+
+    def row(self, path: Path) -> Entry | None:
+        """Return the row of a file; None where it was never seen."""
+        return self._open.get(path) or self.ledger.entry(path)
+
+    def __getitem__(self, path: Path) -> Entry:
+        """Return the row of a file that was seen."""
+        entry = self.row(path)
+        if entry is None:
+            raise KeyError(path)
+        return entry
+
+    def unchanged(self, files: Mapping[Path, Identity]) -> set[Path]:
+        """Return those of some files that are settled, and still what they were then."""
+        if not files:
+            return set()
+        by_name = {os.fsencode(path): path for path in files}
+        return {
+            by_name[name]
+            for name, identity in self.ledger.settled()
+            if name in by_name and files[by_name[name]] == identity
+        }
 
     def see(self, path: Path, identity: Identity) -> Entry:
         """Enter a file that was not known."""
-        entry = self.rows[path] = self.ledger.see(path, identity)
+        entry = self._open[path] = self.ledger.see(path, identity)
         self._tell(entry)
         return entry
 
     def touch(self, entry: Entry, identity: Identity) -> Entry:
         """Note the new identity of a file that is waited for; the ledger learns it with the next move."""
-        entry = self.rows[entry.path] = replace(entry, identity=identity)
+        entry = self._open[entry.path] = replace(entry, identity=identity)
         return entry
 
     def move(self, entry: Entry, state: State, **changes: Any) -> Entry:
         """Move a row, see `Ledger.move`."""
-        new = self.rows[entry.path] = self.ledger.move(entry, state, **changes)
+        new = self.ledger.move(entry, state, **changes)
+        if state in SETTLED and new.fault is not Fault.INCOMPLETE:
+            self._open.pop(entry.path, None)
+        else:
+            self._open[entry.path] = new
         if state is State.READY:
             self.ready[entry.path] = None
         else:

@@ -4,6 +4,10 @@ Hints, scans, markers and submissions all end in the same look at one file. A fi
 complete (see `complete`) and it was unchanged for a while; the while is spared where the file itself declares that it
 is whole and its writer closed it, or where it was submitted. A file that stays incomplete is listed as failed and
 looked at again when it changes. Times are monotonic: a jump of the wall clock changes nothing.
+
+After the first scan of a folder only what differs from the scan before is looked at. A folder that cannot be read, that
+does not answer, or in whose place there is another one (a share that was unmounted leaves its empty mount point) has
+nothing taken for deleted.
 """
 
 from __future__ import annotations
@@ -16,16 +20,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.imaging.openfile import shown
-from ssai3d_rt.runtime.complete import Judgement, completeness
+from ssai3d_rt.runtime.complete import Judgement
 from ssai3d_rt.runtime.ledger import Fault, State
 from ssai3d_rt.runtime.scan import MARKER, Found, candidate, scan
+from ssai3d_rt.runtime.scanner import Scanned, Scanner
 from ssai3d_rt.runtime.submit import pending
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from ssai3d_rt.runtime.book import Book
     from ssai3d_rt.runtime.hints import Hints
+    from ssai3d_rt.runtime.inspector import Inspector
     from ssai3d_rt.runtime.ledger import Entry
     from ssai3d_rt.runtime.roots import Roots
     from ssai3d_rt.runtime.settings import WatchSettings
@@ -36,8 +43,11 @@ logger = logging.getLogger(__name__)
 _PENDING = (State.SEEN, State.WAITING)
 _AT_WORK = (State.RUNNING, State.PUBLISHING)
 _INBOX_S = 0.5
-_JUDGED_AT_ONCE = 200
-"""Files judged before the worker is heard again."""
+_JUDGING_S = 0.5
+"""Time spent on judging before the worker is heard again."""
+_SLOW_SCANS, _SLOW_S = 2.0, 5.0
+"""A folder whose scan takes longer than so many intervals, and so many seconds, does not answer."""
+_WAITED_FOR = (*_PENDING, State.READY, State.FAILED, State.SKIPPED)
 
 
 @dataclass(slots=True)
@@ -54,24 +64,37 @@ class Intake:
 
     Parameters
     ----------
-    book, roots, hints, settings
+    book, roots, hints, inspector, settings
         The daemon's.
     """
 
-    def __init__(self, book: Book, roots: Roots, hints: Hints, settings: WatchSettings) -> None:
+    def __init__(
+        self, book: Book, roots: Roots, hints: Hints, inspector: Inspector, settings: WatchSettings
+    ) -> None:
         self._book, self._roots, self._hints, self._settings = book, roots, hints, settings
+        self._inspector = inspector
+        self._scanner = Scanner(roots.folders)
+        self._last: dict[Path, dict[Path, Identity]] = {}
+        self._markers: dict[Path, str] = {}
         self._looks: dict[Path, _Look] = {}
         self._due: list[tuple[float, Path]] = []
         self._next_scan = self._next_inbox = 0.0
-        self._missing: set[Path] = set()
+        self._written_at = -float("inf")
+        self.problems: dict[Path, str] = dict.fromkeys(roots.folders, "")
+        """By watched folder: why it is not watched just now, or empty."""
+        self.scanned_at: dict[Path, float] = {}
+        """By watched folder: when its last scan was picked up, monotonic."""
 
     def step(self, now: float) -> None:
         """Do all that is due."""
         paths, scan_now = self._hints.take()
         if scan_now or now >= self._next_scan:
             self._hints.supervise()
-            self._scan(now)
-            self._next_scan = time.monotonic() + self._settings.scan_s
+            self._scanner.start()
+            self._next_scan = now + self._settings.scan_s
+        for scanned in self._scanner.take():
+            self._take_scan(scanned, now)
+        self._note_slow_folders()
         for path, closed in paths.items():
             self._hint(path, closed, now)
         if now >= self._next_inbox:
@@ -80,26 +103,44 @@ class Intake:
         if self._due and self._due[0][0] <= now:
             self._judge_due(now)
 
+    def acquiring(self, now: float) -> bool:
+        """Whether something was written to a watched folder a moment ago."""
+        return now - self._written_at < self._settings.acquiring_s
+
+    def answers(self, path: Path) -> bool:
+        """Whether the watched folder of a path can be read just now."""
+        root = self._roots.root_of(path)
+        return root is not None and not self.problems[root]
+
+    def close(self) -> None:
+        """Let the scans end."""
+        self._scanner.stop()
+
     def _judge_due(self, now: float) -> None:
+        until = time.monotonic() + _JUDGING_S
         with self._book.ledger.batch():
-            for _ in range(_JUDGED_AT_ONCE):
-                if not self._due or self._due[0][0] > now:
-                    return
+            while self._due and self._due[0][0] <= now and time.monotonic() < until:
                 _, path = heapq.heappop(self._due)
                 if path in self._looks:
-                    self._judge(path, now)
+                    if self.answers(path):
+                        self._judge(path, now)
+                    else:
+                        heapq.heappush(self._due, (now + self._settings.scan_s, path))
 
     def look(self, path: Path, found: Identity | None, now: float) -> None:
         """Look at one file as it is now (`found`: see `scan.candidate`)."""
         if found is None:
             return
-        entry = self._book.rows.get(path)
+        entry = self._book.row(path)
         if entry is None:
             self._book.see(path, found)
             self._wait(path, now)
+            if abs(time.time() - found.mtime_ns / 1e9) < self._settings.acquiring_s:
+                self._written_at = now
         elif entry.state in _AT_WORK:
             return  # a change is noticed when the work ends
         elif found != entry.identity or entry.state is State.GONE:
+            self._written_at = now
             if entry.state in _PENDING:
                 self._book.touch(entry, found)
             else:
@@ -123,7 +164,7 @@ class Intake:
         heapq.heappush(self._due, (now + self._settings.quiet_s, path))
 
     def _hint(self, path: Path, closed: bool, now: float) -> None:
-        if self._roots.root_of(path) is None:
+        if not self.answers(path):
             return
         if path.name.lower().endswith(MARKER):
             self._next_scan = now
@@ -135,43 +176,75 @@ class Intake:
             if closed:
                 heapq.heappush(self._due, (now, path))
 
-    def _scan(self, now: float) -> None:
-        for root in self._roots.folders:
-            found = scan(root) if root.is_dir() else None
-            if found is None or (not found.whole and not found.files):
-                if root not in self._missing:
-                    logger.warning(
-                        "%s cannot be read; nothing is taken for deleted, it is looked for again", shown(root)
-                    )
-                self._missing.add(root)
-                continue
-            if root in self._missing:
-                logger.warning("%s is back", shown(root))
-                self._missing.discard(root)
-            with self._book.ledger.batch():
-                for path, identity in found.files.items():
-                    self.look(path, identity, now)
-                if found.whole:
-                    self._forget(root, found)
-            self._take_markers(found, now)
+    def _take_scan(self, scanned: Scanned, now: float) -> None:
+        root, found = scanned.root, scanned.found
+        self.scanned_at[root] = now
+        if found is None:
+            self._problem(root, "cannot be read")
+            return
+        replaced = self._replaced(scanned, found)
+        if replaced and not found.files:
+            self._problem(root, "is empty, and another folder than before (is its disk or share not mounted?)")
+            return
+        self._problem(root, "")
+        last = self._last.get(root)
+        if last is None:
+            settled = self._book.unchanged(found.files)
+            changed = [path for path in found.files if path not in settled]
+        else:
+            changed = [path for path, identity in found.files.items() if last.get(path) != identity]
+        with self._book.ledger.batch():
+            for path in changed:
+                self.look(path, found.files[path], now)
+            if found.whole and not replaced:
+                self._forget(root, found, last)
+        self._last[root] = found.files
+        news = {path: value for path, value in found.markers.items() if self._markers.get(path) != value}
+        self._take_markers(found, found.files if news else changed, now)
+        self._markers |= news
 
-    def _forget(self, root: Path, found: Found) -> None:
-        open_states = (*_PENDING, State.READY, State.FAILED, State.SKIPPED)
-        lost = [
-            entry
-            for path, entry in self._book.rows.items()
-            if entry.state in open_states and path not in found.files and path.is_relative_to(root)
-        ]
-        for entry in lost:
-            if not os.path.lexists(entry.path):
+    def _replaced(self, scanned: Scanned, found: Found) -> bool:
+        """Whether there is another folder in the place of a watched one, with none of the files that it held."""
+        ledger, key = self._book.ledger, f"root {os.fsencode(scanned.root).hex()}"
+        before = ledger.noted(key)
+        if before == scanned.place:
+            return False
+        known = not before or not ledger.knows_below(scanned.root) or any(map(self._book.row, found.files))
+        if known:
+            ledger.note(key, scanned.place)
+        return not known
+
+    def _problem(self, root: Path, words: str) -> None:
+        if words and not self.problems[root]:
+            logger.warning("%s %s; nothing is taken for deleted, it is looked for again", shown(root), words)
+        elif self.problems[root] and not words:
+            logger.warning("%s is back", shown(root))
+        self.problems[root] = words
+
+    def _note_slow_folders(self) -> None:
+        for root in self._scanner.slow(max(_SLOW_S, _SLOW_SCANS * self._settings.scan_s)):
+            if not self.problems[root]:
+                self._problem(root, "does not answer")
+
+    def _forget(self, root: Path, found: Found, last: dict[Path, Identity] | None) -> None:
+        """Note which files are gone on which something was still to be done."""
+        if last is None:
+            entries = self._book.ledger.below(root, _WAITED_FOR)
+        else:
+            rows = (self._book.row(path) for path in last if path not in found.files)
+            entries = [entry for entry in rows if entry is not None and entry.state in _WAITED_FOR]
+        for entry in entries:
+            if entry.path not in found.files and not os.path.lexists(entry.path):
                 self._looks.pop(entry.path, None)
                 self._book.move(entry, State.GONE, reason="the file is gone")
 
-    def _take_markers(self, found: Found, now: float) -> None:
+    def _take_markers(self, found: Found, files: Iterable[Path], now: float) -> None:
+        if not found.markers:
+            return
         folders = {path: value for path, value in found.markers.items() if path not in found.files}
-        for path in found.files if folders else found.markers.keys() & found.files.keys():
+        for path in files:
             value = found.markers.get(path) or next((folders[p] for p in path.parents if p in folders), "")
-            entry = self._book.rows[path]
+            entry = self._book[path]
             if value and entry.nudge != value:
                 entry = self._book.move(entry, entry.state, nudge=value, reason=entry.reason, fault=entry.fault)
                 self._submitted(entry, now)
@@ -183,7 +256,7 @@ class Intake:
                 files = list(scan(path).files) if path.is_dir() else [path]
             for file in files:
                 self.look(file, candidate(file), now)
-                if (entry := self._book.rows.get(file)) is not None:
+                if (entry := self._book.row(file)) is not None:
                     self._submitted(entry, now)
             if not files:
                 logger.warning("submitted: %s; it is not a stack in a watched folder", shown(path or word))
@@ -199,7 +272,7 @@ class Intake:
             heapq.heappush(self._due, (now, entry.path))
 
     def _judge(self, path: Path, now: float) -> None:
-        look, entry = self._looks[path], self._book.rows[path]
+        look, entry = self._looks[path], self._book[path]
         if entry.state not in _PENDING and entry.fault is not Fault.INCOMPLETE:
             del self._looks[path]
             return
@@ -212,7 +285,7 @@ class Intake:
         if not (quiet or look.closed or look.submitted):
             heapq.heappush(self._due, (look.changed_at + self._settings.quiet_s, path))
             return
-        judged = completeness(path)
+        judged = self._inspector.judge(path)
         if judged.state is Judgement.COMPLETE and (quiet or look.submitted or judged.declared):
             self._settle(entry, State.READY)
         elif judged.state is Judgement.BROKEN and quiet:

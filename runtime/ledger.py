@@ -42,7 +42,7 @@ from ssai3d_rt.runtime.lock import FileLock
 from ssai3d_rt.runtime.source import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from typing_extensions import Self
 
@@ -73,6 +73,9 @@ class Fault(str, Enum):
     INPUT = "input"
     WORKER = "worker"
 
+
+SETTLED = (State.DONE, State.FAILED, State.SKIPPED, State.GONE)
+"""States in which nothing is to be done as long as the file stays what it is."""
 
 LEGAL: dict[State, frozenset[State]] = {
     State.SEEN: frozenset({State.WAITING, State.READY, State.FAILED, State.SKIPPED, State.GONE}),
@@ -255,6 +258,48 @@ class Ledger:
             "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value", (key, value)
         )
 
+    def noted(self, key: str) -> str:
+        """What was last noted under a key; empty where nothing was."""
+        row = self._database.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    def entry(self, path: Path) -> Entry | None:
+        """Return the row of a file in this job."""
+        return next(self._select("AND path=?", os.fsencode(path)), None)
+
+    def open_entries(self) -> list[Entry]:
+        """Rows on which something is still to be done: all but those of `SETTLED`, but those that are incomplete."""
+        marks = ", ".join("?" * len(SETTLED))
+        values = (*(state.value for state in SETTLED), Fault.INCOMPLETE.value)
+        return list(self._select(f"AND (state NOT IN ({marks}) OR fault=?) ORDER BY id", *values))
+
+    def settled(self) -> Iterator[tuple[bytes, Identity]]:
+        """Path (as the system has it) and identity of every row on which nothing is to be done."""
+        marks = ", ".join("?" * (len(SETTLED) - 1))
+        sql = (
+            "SELECT path, device, inode, size, mtime_ns, ctime_ns FROM stacks "
+            f"WHERE bundle=? AND parameters=? AND state IN ({marks}) AND fault!=?"
+        )
+        states = (state.value for state in SETTLED if state is not State.GONE)
+        values = (self.job.bundle, self.job.parameters, *states, Fault.INCOMPLETE.value)
+        for path, device, inode, *rest in self._database.execute(sql, values):
+            yield path, Identity(device, int(inode), *rest)
+
+    def done_after(self, row: int, most: int) -> list[Entry]:
+        """Return some done rows, in order, from the one after `row` on."""
+        return list(self._select("AND state='done' AND id>? ORDER BY id LIMIT ?", row, most))
+
+    def below(self, folder: Path, states: Iterable[State]) -> list[Entry]:
+        """Rows of files below a folder, in one of these states."""
+        wanted = [state.value for state in states]
+        match = f"AND path>=? AND path<? AND state IN ({', '.join('?' * len(wanted))}) ORDER BY id"
+        return list(self._select(match, *_range_below(folder), *wanted))
+
+    def knows_below(self, folder: Path) -> bool:
+        """Whether any file below a folder was ever seen, whatever the job."""
+        sql = "SELECT 1 FROM stacks WHERE path>=? AND path<? AND state!='gone' LIMIT 1"
+        return self._database.execute(sql, _range_below(folder)).fetchone() is not None
+
     def entries(self) -> Iterator[Entry]:
         """Every row of this job, in the order in which the files were seen."""
         return self._select("ORDER BY id")
@@ -316,6 +361,11 @@ def select(database: sqlite3.Connection, match: str, values: tuple[Any, ...] = (
             updated_at=row["updated_at"],
             **{name: row[name] for name in _MUTABLE if name != "fault"},
         )
+
+
+def _range_below(folder: Path) -> tuple[bytes, bytes]:
+    prefix = os.fsencode(os.path.join(folder, ""))
+    return prefix, prefix[:-1] + bytes([prefix[-1] + 1])
 
 
 def _columns(identity: Identity) -> tuple[int, str, int, int, int]:

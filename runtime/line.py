@@ -1,28 +1,28 @@
-"""From a row that is ready to a published result: one stack at a time, each failure put where it belongs.
+"""From a row that is ready to a published result: one stack restored at a time, the next one examined meanwhile.
 
-Hash the source; where its result exists already, say so; restore it in the worker; check that the source did not change
-meanwhile; enter the intent; give the result its name; enter it as done. An input that cannot be used fails at once; a
-worker that dies is tried again with a new process, a few times; a disk that refuses pauses the line, no stack is to
-blame.
+Examine the source in a process of its own (hash it, decode every plane); where its result exists already, say so;
+restore it in the worker; check that the source did not change meanwhile; enter the intent; give the result its name;
+enter it as done. Each failure is put where it belongs: an input that cannot be used fails at once; a process that dies
+is tried again with a new one, a few times; a device with too little memory gets fewer tiles at once; a disk that
+refuses pauses the line, no stack is to blame.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import stat
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.errors import BackendError, StorageError
-from ssai3d_rt.imaging.openfile import shown
-from ssai3d_rt.runtime.child import (
+from ssai3d_rt.runtime.complete import Judgement
+from ssai3d_rt.runtime.database import LedgerError
+from ssai3d_rt.runtime.ledger import Fault, State
+from ssai3d_rt.runtime.messages import (
     Ended,
+    Examine,
+    Examined,
     Failed,
-    Hash,
-    Hashed,
     Kind,
     Message,
     NotReady,
@@ -31,19 +31,9 @@ from ssai3d_rt.runtime.child import (
     Restore,
     Restored,
 )
-from ssai3d_rt.runtime.complete import Judgement, completeness
-from ssai3d_rt.runtime.database import LedgerError
-from ssai3d_rt.runtime.ledger import Entry, Fault, Ledger, Result, State
-from ssai3d_rt.runtime.publish import (
-    Sealed,
-    hash_of,
-    holds,
-    make_folder,
-    place,
-    remove_stale,
-    require_space,
-    result_name,
-)
+from ssai3d_rt.runtime.publish import make_folder, place, remove_stale, require_space
+from ssai3d_rt.runtime.recovery import take_back
+from ssai3d_rt.runtime.results import Results
 from ssai3d_rt.runtime.scan import candidate
 from ssai3d_rt.runtime.worker import Worker
 
@@ -52,8 +42,9 @@ if TYPE_CHECKING:
 
     from ssai3d_rt.progress import Progress
     from ssai3d_rt.runtime.book import Book
-    from ssai3d_rt.runtime.child import Recipe
+    from ssai3d_rt.runtime.inspector import Inspector
     from ssai3d_rt.runtime.intake import Intake
+    from ssai3d_rt.runtime.messages import Recipe
     from ssai3d_rt.runtime.roots import Roots
     from ssai3d_rt.runtime.settings import WatchSettings
 
@@ -65,6 +56,7 @@ class _Work:
     path: Path
     folder: Path
     began: float
+    content: str = ""
 
 
 class Line:
@@ -72,7 +64,7 @@ class Line:
 
     Parameters
     ----------
-    book, roots, intake, settings
+    book, roots, intake, inspector, settings
         The daemon's.
     recipe
         What to restore with.
@@ -81,71 +73,124 @@ class Line:
     """
 
     def __init__(
-        self, book: Book, roots: Roots, intake: Intake, settings: WatchSettings, recipe: Recipe, progress: Progress
+        self,
+        book: Book,
+        roots: Roots,
+        intake: Intake,
+        inspector: Inspector,
+        settings: WatchSettings,
+        recipe: Recipe,
+        progress: Progress,
     ) -> None:
         self._book, self._roots, self._intake, self._settings = book, roots, intake, settings
-        self._recipe, self._progress = recipe, progress
-        self._worker = Worker(recipe, settings)
+        self._inspector, self._progress = inspector, progress
+        self._results = Results(book, recipe)
+        self.examiner = Worker(None, settings)
+        self.worker = Worker(recipe, settings)
+        self._examined: _Work | None = None
+        self._next: _Work | None = None
         self._work: _Work | None = None
         self._not_before: dict[Path, float] = {}
         self._paused_until = 0.0
         self._refusals = 0
         self._ever_ready = False
+        self.paused = ""
 
     @property
     def busy(self) -> bool:
-        """Whether a stack is at work."""
+        """Whether a stack is being restored."""
         return self._work is not None
 
-    def check_results(self) -> None:
-        """Put done rows whose result is gone, or has another size, back to work where their source is still there."""
-        for entry in list(self._book.rows.values()):
-            if entry.state is State.DONE and not _there(entry) and candidate(entry.path) is not None:
-                self._book.move(entry, State.READY, attempts=0, reason="its result is no longer there")
-
     def step(self, now: float, *, take_new: bool = True) -> None:
-        """Hear the worker, and give it the next stack."""
-        for message in self._worker.poll():
+        """Hear the processes, and give each its next stack."""
+        for message in self.examiner.poll():
+            self._hear_examiner(message, now)
+        for message in self.worker.poll():
             self._hear(message, now)
-        if take_new and self._work is None and self._worker.idle and now >= self._paused_until:
-            self._take_next(now)
+        if not take_new or now < self._paused_until:
+            return
+        if self._examined is None and self._next is None and self.examiner.idle:
+            self._examine_next(now)
+        if self._work is None and self._next is not None and self.worker.idle:
+            self._restore_next(now)
 
     def abandon(self) -> None:
-        """Give the stack at work up (it is ready again) and end the worker."""
-        self._worker.close()
+        """Give the stack at work up (it is ready again) and end the processes."""
+        self.close()
         if self._work is not None:
-            entry = self._book.rows[self._work.path]
+            entry = self._book[self._work.path]
             remove_stale(self._work.folder, below=False)
             self._work = None
             if entry.state is State.RUNNING:
                 self._book.move(entry, State.READY, attempts=entry.attempts - 1, reason="the daemon was stopped")
 
     def close(self) -> None:
-        """End the worker."""
-        self._worker.close()
+        """End the processes."""
+        self.examiner.close()
+        self.worker.close()
 
-    def _take_next(self, now: float) -> None:
+    def _examine_next(self, now: float) -> None:
         for path in list(self._book.ready):
-            if self._not_before.get(path, 0.0) > now:
+            if self._not_before.get(path, 0.0) > now or not self._intake.answers(path):
                 continue
-            entry = self._book.rows[path]
+            entry = self._book[path]
             if candidate(path) != entry.identity:
                 self._intake.wait_again(entry, "it changed")
                 continue
-            judged = completeness(path)
+            judged = self._inspector.judge(path)
             if judged.state is not Judgement.COMPLETE:
                 self._intake.wait_again(entry, judged.reason)
                 continue
-            folder = self._roots.folder_of(path)
+            self._examined = _Work(path, self._roots.folder_of(path), now)
+            files = (path, *(path.with_name(name) for name in judged.also))
+            self.examiner.order(Examine(path, files, self._settings.voxel_z_um, self._settings.voxel_xy_um))
+            return
+
+    def _hear_examiner(self, message: Message, now: float) -> None:
+        work = self._examined
+        if work is None or isinstance(message, Progressed | Ready):
+            return
+        self._examined = None
+        entry = self._book[work.path]
+        if isinstance(message, Examined):
+            if entry.state is not State.READY:
+                return  # it changed while it was examined
             try:
-                make_folder(folder)
-                require_space(folder, 2 * entry.identity.size, self._settings.reserve_bytes)
+                make_folder(work.folder)
+                known = self._results.exists_already(entry, message.content, work.folder)
+            except LedgerError:
+                raise
             except StorageError as error:
                 self._pause(str(error), now)
                 return
-            self._work = _Work(path, folder, now)
-            self._worker.order(Hash([path, *(path.with_name(name) for name in judged.also)]))
+            if not known:
+                work.content = message.content
+                self._next = work
+        elif isinstance(message, Failed):
+            self._failed(work, message.kind, message.reason, now)
+        elif isinstance(message, Ended | NotReady):
+            self._failed(work, Kind.WORKER, message.reason, now, fault=Fault.INPUT)
+
+    def _restore_next(self, now: float) -> None:
+        work, self._next = self._next, None
+        if work is None:
             return
+        entry = self._book[work.path]
+        if entry.state is not State.READY:
+            return
+        if candidate(work.path) != entry.identity:
+            self._intake.wait_again(entry, "it changed")
+            return
+        try:
+            require_space(work.folder, 2 * entry.identity.size, self._settings.reserve_bytes)
+        except StorageError as error:
+            self._pause(str(error), now)
+            self._next = work
+            return
+        self._work = work
+        attempts = entry.attempts + 1
+        self._book.move(entry, State.RUNNING, content=work.content, results=(), attempts=attempts)
+        self.worker.order(Restore(work.path, work.content, work.folder))
 
     def _hear(self, message: Message, now: float) -> None:
         if isinstance(message, Progressed):
@@ -159,52 +204,15 @@ class Line:
             logger.error("the restoring process cannot start, it is tried again: %s", message.reason)
         elif self._work is None:
             logger.warning("%s; another one is started", getattr(message, "reason", message))
-        elif isinstance(message, Hashed):
-            self._hashed(self._work, message.content)
         elif isinstance(message, Restored):
             self._restored(self._work, message, now)
         elif isinstance(message, Ended):
             self._failed(self._work, Kind.WORKER, message.reason, now)
         elif isinstance(message, Failed):
-            if message.kind is Kind.WORKER:
-                self._worker.restart(failed=True)
             self._failed(self._work, message.kind, message.reason, now)
 
-    def _hashed(self, work: _Work, content: str) -> None:
-        entry = self._book.rows[work.path]
-        if entry.state is not State.READY or self._exists_already(
-            entry, content, work.folder
-        ):  # it changed while it was hashed
-            self._work = None
-        else:
-            entry = self._book.move(entry, State.RUNNING, content=content, results=(), attempts=entry.attempts + 1)
-            self._worker.order(Restore(work.path, content, work.folder))
-
-    def _exists_already(self, entry: Entry, content: str, folder: Path) -> bool:
-        """Whether this content has its result: the file was only touched or renamed, or the ledger is new."""
-        if entry.content == content and entry.results and _there(entry):
-            self._done_before(entry, content, entry.results, "its content did not change")
-            return True
-        for other in self._book.ledger.with_content(content):
-            if other.state is State.DONE and not os.path.lexists(other.path) and _there(other):
-                other = self._book.rows[other.path]
-                with self._book.ledger.batch():
-                    self._book.move(other, State.GONE, results=(), reason=f"it is now {shown(entry.path)}")
-                    self._done_before(entry, content, other.results, f"it was {shown(other.path)}")
-                return True
-        for tag in ("", self._tag(entry.path, content)):
-            path = folder / result_name(entry.path.name, tag=tag)
-            if path.is_file() and not self._book.ledger.claims(path) and self._recipe.made(path, content):
-                result = Result(path, path, hash_of(path), path.stat().st_size)
-                self._done_before(entry, content, (result,), "its result was already there")
-                return True
-        return False
-
-    def _done_before(self, entry: Entry, content: str, results: tuple[Result, ...], reason: str) -> None:
-        self._book.move(entry, State.DONE, content=content, results=results, reason=reason)
-
     def _restored(self, work: _Work, made: Restored, now: float) -> None:
-        entry = self._book.rows[work.path]
+        entry = self._book[work.path]
         found = candidate(work.path)
         if found is not None and found != entry.identity:
             self._work = None
@@ -212,7 +220,7 @@ class Line:
             self._intake.wait_again(entry, "it changed while it was read")
             return
         try:
-            results = tuple(self._result(entry, work.folder, *name, sealed) for name, sealed in made.parts.items())
+            results = tuple(self._results.named(entry, work.folder, *name, part) for name, part in made.parts.items())
             entry = self._book.move(entry, State.PUBLISHING, results=results)
             for result, sealed in zip(results, made.parts.values(), strict=True):
                 place(sealed, result.path)
@@ -223,46 +231,45 @@ class Line:
             return
         self._work = None
         if self._refusals:
-            self._book.ledger.note("paused", "")
+            self._say_paused("")
         self._refusals = 0
         self._not_before.pop(work.path, None)
         reason = "; ".join(f"warning: {sentence}" for sentence in made.warnings)
         self._book.move(entry, State.DONE, seconds=time.monotonic() - work.began, reason=reason)
 
-    def _result(self, entry: Entry, folder: Path, label: str, suffix: str, sealed: Sealed) -> Result:
-        path = folder / result_name(entry.path.name, label=label, suffix=suffix)
-        if os.path.lexists(path) or self._book.ledger.claims(path):
-            tag = self._tag(entry.path, entry.content)
-            path = folder / result_name(entry.path.name, label=label, tag=tag, suffix=suffix)
-        return Result(path, sealed.path, sealed.sha256, sealed.size)
-
-    def _tag(self, path: Path, content: str) -> str:
-        """Distinguish the result from one of the same name: of another content, bundle, or file (a.tif, a.tiff)."""
-        key = (os.fsencode(path), content.encode(), self._recipe.bundle_id.encode(), self._recipe.parameters.encode())
-        return hashlib.sha256(b"\0".join(key)).hexdigest()[:8]
-
-    def _failed(self, work: _Work, kind: Kind, reason: str, now: float) -> None:
-        self._work = None
-        remove_stale(work.folder, below=False)
-        entry = self._book.rows[work.path]
+    def _failed(
+        self, work: _Work, kind: Kind, reason: str, now: float, *, fault: Fault = Fault.WORKER
+    ) -> None:
+        """Put a failure where it belongs; `fault` is what a process that died again and again is put down to."""
+        if work is self._work:
+            self._work = None
+            remove_stale(work.folder, below=False)
+            if kind is Kind.MEMORY:
+                reason = f"{reason}; tried with fewer tiles at once"
+                kind = Kind.WORKER if not self.worker.shrink() else kind
+            if kind is Kind.WORKER and self.worker.idle:
+                self.worker.restart(failed=True)
+        entry = self._book[work.path]
         if entry.state not in (State.READY, State.RUNNING, State.PUBLISHING):
             return
-        exhausted = entry.attempts >= self._settings.attempts
+        # A stack that was only examined has not counted this attempt yet.
+        attempts = entry.attempts + (entry.state is State.READY)
         if kind is Kind.STORAGE:
             self._pause(reason, now)
             if entry.state is State.PUBLISHING:
-                _take_back(entry)
-            attempts = max(0, entry.attempts - 1)
-            self._book.move(entry, State.READY, attempts=attempts, results=(), reason=reason)
+                take_back(entry)
+            self._book.move(entry, State.READY, attempts=attempts - 1, results=(), reason=reason)
+        elif kind is Kind.MEMORY:
+            self._book.move(entry, State.READY, attempts=attempts - 1, reason=reason)
         elif kind is Kind.INPUT:
             self._book.move(entry, State.FAILED, fault=Fault.INPUT, reason=reason)
-        elif kind is Kind.INCOMPLETE and not exhausted:
+        elif kind is Kind.INCOMPLETE and attempts < self._settings.attempts:
             self._intake.wait_again(entry, reason)
-        elif exhausted:
-            fault = Fault.INPUT if kind is Kind.INCOMPLETE else Fault.WORKER
-            self._book.move(entry, State.FAILED, fault=fault, reason=f"failed {entry.attempts} times, last: {reason}")
+        elif attempts >= self._settings.attempts:
+            fault = Fault.INPUT if kind is Kind.INCOMPLETE else fault
+            words = f"failed {attempts} times, last: {reason}"
+            self._book.move(entry, State.FAILED, fault=fault, attempts=attempts, reason=words)
         else:
-            attempts = max(entry.attempts, 1)
             self._not_before[entry.path] = now + self._settings.wait_s(attempts)
             self._book.move(entry, State.READY, attempts=attempts, reason=f"tried again after: {reason}")
 
@@ -271,49 +278,9 @@ class Line:
         self._paused_until = now + self._settings.wait_s(self._refusals)
         if self._refusals == 1:
             logger.error("paused, and tried again by itself: %s", reason)
+        self._say_paused(reason)
+
+    def _say_paused(self, reason: str) -> None:
+        self.paused = reason
         self._book.ledger.note("paused", reason)
 
-
-def recover(ledger: Ledger, out: Path) -> None:
-    """Finish or take back what an ended daemon was about to publish, and remove its temporary files."""
-    for entry in ledger.resume():
-        if entry.results and all(_named(result) for result in entry.results):
-            ledger.move(entry, State.DONE, reason="published as the daemon ended")
-        else:
-            _take_back(entry)
-            ledger.move(entry, State.READY, results=(), attempts=0, reason="the daemon ended while it was published")
-    remove_stale(out)
-
-
-def _named(result: Result) -> bool:
-    """Whether a result has its name, or could be given it now."""
-    if holds(result.path, result.sha256, result.size):
-        return True
-    if os.path.lexists(result.path) or not holds(result.temporary, result.sha256, result.size):
-        return False
-    try:
-        place(Sealed(result.temporary, result.sha256, result.size), result.path)
-    except StorageError:
-        return False
-    return True
-
-
-def _take_back(entry: Entry) -> None:
-    """Remove those files of a result that got their names before the rest could."""
-    for result in entry.results:
-        if holds(result.path, result.sha256, result.size):
-            result.path.unlink()
-
-
-def _there(entry: Entry) -> bool:
-    """Whether the results of a row are there, with their sizes."""
-    if not entry.results:
-        return False
-    try:
-        found = [os.lstat(result.path) for result in entry.results]
-    except OSError:
-        return False
-    return all(
-        stat.S_ISREG(status.st_mode) and status.st_size == result.size
-        for status, result in zip(found, entry.results, strict=True)
-    )

@@ -62,7 +62,7 @@ def result_name(source: str, *, label: str = "", tag: str = "", suffix: str = RE
     suffix
         Says what is in the file.
     """
-    stem = re.sub(r"(\.ome)?\.tiff?$", "", source, flags=re.IGNORECASE)
+    stem = result_stem(source)
     plain = re.sub(r"[^\w.+-]+", "-", label)[:60]
     suffix = "".join(f"_{part}" for part in (plain, tag) if part) + suffix
     if len(os.fsencode(stem + suffix)) > _NAME_BYTES:
@@ -72,6 +72,11 @@ def result_name(source: str, *, label: str = "", tag: str = "", suffix: str = RE
             stem = stem[:-1]
         stem = f"{stem}~{digest}"
     return stem + suffix
+
+
+def result_stem(source: str) -> str:
+    """Beginning of the name of every result of a source, where it need not be cut."""
+    return re.sub(r"(\.ome)?\.(tiff?|zarr)$", "", source, flags=re.IGNORECASE)
 
 
 def result_folder(relative: Path) -> Path:

@@ -1,0 +1,49 @@
+"""Judge sources in a process of their own: what a damaged or hostile file does to its reader, it does not do to the daemon.
+
+One answer a call, within the time that the settings allow. It does not know what becomes of the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ssai3d_rt.imaging.openfile import shown
+from ssai3d_rt.runtime.complete import Completeness, Judgement
+from ssai3d_rt.runtime.messages import Ended, Failed, Judge, Judged
+from ssai3d_rt.runtime.worker import Worker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ssai3d_rt.runtime.settings import WatchSettings
+
+logger = logging.getLogger(__name__)
+
+
+class Inspector:
+    """Says whether sources are complete; see `complete.completeness`.
+
+    Parameters
+    ----------
+    settings
+        Time and memory that one answer may take.
+    """
+
+    def __init__(self, settings: WatchSettings) -> None:
+        self._worker = Worker(None, settings)
+        self._judge_s = settings.judge_s
+
+    def judge(self, path: Path) -> Completeness:
+        """Judge one source; one that takes too long is as if it still grew, one that ends the process is broken."""
+        answer = self._worker.ask(Judge(path), self._judge_s)
+        if isinstance(answer, Judged):
+            return answer.found
+        reason = answer.reason if isinstance(answer, Ended | Failed) else str(answer)
+        logger.warning("%s: looking at it: %s", shown(path), reason)
+        late = isinstance(answer, Ended) and "longer" in reason
+        return Completeness(Judgement.GROWING if late else Judgement.BROKEN, f"looking at it: {reason}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.close()
