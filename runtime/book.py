@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ class WatchEvent:
         Time of the restoration, where it is done.
     results
         The published files, where it is done.
+    fault
+        What kind of failure it was, where it failed.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class WatchEvent:
     reason: str = ""
     seconds: float = 0.0
     results: tuple[Path, ...] = ()
+    fault: Fault = Fault.NONE
 
     def __str__(self) -> str:
         """One line for people."""
@@ -76,6 +80,7 @@ class Book:
     def __init__(self, ledger: Ledger, listener: Listener | None = None) -> None:
         self.ledger = ledger
         self._listener = listener
+        self.counts = Counter(ledger.counts())
         self._open: dict[Path, Entry] = {entry.path: entry for entry in ledger.open_entries()}
         self.ready: dict[Path, None] = {path: None for path, entry in self._open.items() if entry.state is State.READY}
 
@@ -104,6 +109,7 @@ class Book:
     def see(self, path: Path, identity: Identity) -> Entry:
         """Enter a file that was not known."""
         entry = self._open[path] = self.ledger.see(path, identity)
+        self.counts[entry.state.value] += 1
         self._tell(entry)
         return entry
 
@@ -115,6 +121,8 @@ class Book:
     def move(self, entry: Entry, state: State, **changes: Any) -> Entry:
         """Move a row, see `Ledger.move`."""
         new = self.ledger.move(entry, state, **changes)
+        self.counts[entry.state.value] -= 1
+        self.counts[state.value] += 1
         if state in SETTLED and new.fault is not Fault.INCOMPLETE:
             self._open.pop(entry.path, None)
         else:
@@ -133,6 +141,7 @@ class Book:
         done = entry.state is State.DONE
         results = tuple(result.path for result in entry.results) if done else ()
         try:
-            self._listener(WatchEvent(entry.path, entry.state, entry.reason, entry.seconds if done else 0.0, results))
+            seconds = entry.seconds if done else 0.0
+            self._listener(WatchEvent(entry.path, entry.state, entry.reason, seconds, results, entry.fault))
         except Exception:
             logger.exception("a listener failed")

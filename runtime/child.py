@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from ssai3d_rt.errors import BackendError, IncompleteError, InputError, Ssai3dError, StorageError
+from ssai3d_rt.errors import BackendError, DeviceError, IncompleteError, InputError, Ssai3dError, StorageError
 from ssai3d_rt.runtime.complete import completeness
 from ssai3d_rt.runtime.examine import examine
 from ssai3d_rt.runtime.messages import (
@@ -176,6 +176,8 @@ def _answer(restorer: Restorer | None, command: Command, pace: _Pacer, outbound:
         if isinstance(command, Restore):
             return Failed(Kind.MEMORY, f"too little memory ({error})")
         return Failed(Kind.INPUT, "reading it takes more memory than `examine_bytes` allows")
+    except DeviceError as error:
+        return Failed(Kind.DEVICE, _words(error))
     except BackendError as error:
         return Failed(Kind.MEMORY if _MEMORY_WORDS.search(str(error)) else Kind.WORKER, _words(error))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Judge sources in a process of their own: what a damaged or hostile file does to its reader, it does not do to the daemon.
+"""Judge sources in a process of its own: what a damaged or hostile file does to its reader does not reach the daemon.
 
 One answer a call, within the time that the settings allow. It does not know what becomes of the answer.
 """

@@ -68,9 +68,7 @@ class Intake:
         The daemon's.
     """
 
-    def __init__(
-        self, book: Book, roots: Roots, hints: Hints, inspector: Inspector, settings: WatchSettings
-    ) -> None:
+    def __init__(self, book: Book, roots: Roots, hints: Hints, inspector: Inspector, settings: WatchSettings) -> None:
         self._book, self._roots, self._hints, self._settings = book, roots, hints, settings
         self._inspector = inspector
         self._scanner = Scanner(roots.folders)
@@ -84,6 +82,7 @@ class Intake:
         """By watched folder: why it is not watched just now, or empty."""
         self.scanned_at: dict[Path, float] = {}
         """By watched folder: when its last scan was picked up, monotonic."""
+        self.scan_took_s: dict[Path, float] = {}
 
     def step(self, now: float) -> None:
         """Do all that is due."""
@@ -178,7 +177,7 @@ class Intake:
 
     def _take_scan(self, scanned: Scanned, now: float) -> None:
         root, found = scanned.root, scanned.found
-        self.scanned_at[root] = now
+        self.scanned_at[root], self.scan_took_s[root] = now, scanned.took_s
         if found is None:
             self._problem(root, "cannot be read")
             return

@@ -259,8 +259,8 @@ class Ledger:
         )
 
     def noted(self, key: str) -> str:
-        """What was last noted under a key; empty where nothing was."""
-        row = self._database.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        """Return what was last noted under a key; empty where nothing was."""
+        row = self._one("SELECT value FROM meta WHERE key=?", key)
         return "" if row is None else str(row[0])
 
     def entry(self, path: Path) -> Entry | None:
@@ -282,8 +282,9 @@ class Ledger:
         )
         states = (state.value for state in SETTLED if state is not State.GONE)
         values = (self.job.bundle, self.job.parameters, *states, Fault.INCOMPLETE.value)
-        for path, device, inode, *rest in self._database.execute(sql, values):
-            yield path, Identity(device, int(inode), *rest)
+        with self._reading():
+            for path, device, inode, *rest in self._database.execute(sql, values):
+                yield path, Identity(device, int(inode), *rest)
 
     def done_after(self, row: int, most: int) -> list[Entry]:
         """Return some done rows, in order, from the one after `row` on."""
@@ -298,7 +299,7 @@ class Ledger:
     def knows_below(self, folder: Path) -> bool:
         """Whether any file below a folder was ever seen, whatever the job."""
         sql = "SELECT 1 FROM stacks WHERE path>=? AND path<? AND state!='gone' LIMIT 1"
-        return self._database.execute(sql, _range_below(folder)).fetchone() is not None
+        return self._one(sql, *_range_below(folder)) is not None
 
     def entries(self) -> Iterator[Entry]:
         """Every row of this job, in the order in which the files were seen."""
@@ -311,11 +312,12 @@ class Ledger:
     def claims(self, result: Path) -> bool:
         """Whether any row, of whatever job, names this result."""
         sql = "SELECT 1 FROM results WHERE path=?"
-        return self._database.execute(sql, (os.fsencode(result),)).fetchone() is not None
+        return self._one(sql, os.fsencode(result)) is not None
 
     def counts(self) -> dict[str, int]:
         """Rows of this job by state; states without a row are left out."""
-        return counts(self._database, self.job)
+        with self._reading():
+            return counts(self._database, self.job)
 
     def resume(self) -> list[Entry]:
         """Put what an ended daemon left running back to ready; return the rows left in ``publishing``.
@@ -329,7 +331,19 @@ class Ledger:
 
     def _select(self, where: str, *values: Any) -> Iterator[Entry]:
         match = f"WHERE bundle=? AND parameters=? {where}"
-        yield from select(self._database, match, (self.job.bundle, self.job.parameters, *values))
+        with self._reading():
+            yield from select(self._database, match, (self.job.bundle, self.job.parameters, *values))
+
+    def _one(self, sql: str, *values: Any) -> Any:
+        with self._reading():
+            return self._database.execute(sql, values).fetchone()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerError(f"the ledger {shown(self.path)} could not be read: {error}") from error
 
 
 def counts(database: sqlite3.Connection, job: Job | None = None) -> dict[str, int]:

@@ -95,6 +95,8 @@ class Line:
         self._refusals = 0
         self._ever_ready = False
         self.paused = ""
+        self.canary: tuple[bool, str] | None = None
+        """Whether the device computed what it should when it was last looked at, and if not, what it said."""
 
     @property
     def busy(self) -> bool:
@@ -113,6 +115,10 @@ class Line:
             self._examine_next(now)
         if self._work is None and self._next is not None and self.worker.idle:
             self._restore_next(now)
+
+    def pace(self, share: float) -> None:
+        """Have the device at work for this share of the time."""
+        self.worker.pace(share)
 
     def abandon(self) -> None:
         """Give the stack at work up (it is ready again) and end the processes."""
@@ -197,6 +203,7 @@ class Line:
             self._progress(message.label, message.done, message.total)
         elif isinstance(message, Ready):
             self._ever_ready = True
+            self.canary = (True, "")
             logger.info("restoring with %s", message.name)
         elif isinstance(message, NotReady):
             if not self._ever_ready:
@@ -230,6 +237,7 @@ class Line:
             self._failed(work, Kind.STORAGE, str(error), now)
             return
         self._work = None
+        self.canary = (True, "")
         if self._refusals:
             self._say_paused("")
         self._refusals = 0
@@ -237,9 +245,7 @@ class Line:
         reason = "; ".join(f"warning: {sentence}" for sentence in made.warnings)
         self._book.move(entry, State.DONE, seconds=time.monotonic() - work.began, reason=reason)
 
-    def _failed(
-        self, work: _Work, kind: Kind, reason: str, now: float, *, fault: Fault = Fault.WORKER
-    ) -> None:
+    def _failed(self, work: _Work, kind: Kind, reason: str, now: float, *, fault: Fault = Fault.WORKER) -> None:
         """Put a failure where it belongs; `fault` is what a process that died again and again is put down to."""
         if work is self._work:
             self._work = None
@@ -247,6 +253,10 @@ class Line:
             if kind is Kind.MEMORY:
                 reason = f"{reason}; tried with fewer tiles at once"
                 kind = Kind.WORKER if not self.worker.shrink() else kind
+            if kind is Kind.DEVICE:
+                logger.error("%s; the restoring process is started again", reason)
+                self.canary = (False, reason)
+                kind = Kind.WORKER
             if kind is Kind.WORKER and self.worker.idle:
                 self.worker.restart(failed=True)
         entry = self._book[work.path]
@@ -283,4 +293,3 @@ class Line:
     def _say_paused(self, reason: str) -> None:
         self.paused = reason
         self._book.ledger.note("paused", reason)
-

@@ -60,7 +60,7 @@ class Restorer(Protocol):
         """
 
     def check(self) -> None:
-        """Prove that the device still computes what it should; raises `BackendError` where it does not."""
+        """Prove that the device still computes what it should; raises `DeviceError` where it does not."""
 
     def close(self) -> None:
         """Let go of the device."""
@@ -95,6 +95,8 @@ class Kind(str, Enum):
     STORAGE = "storage"
     MEMORY = "memory"
     """The device has too little memory for so many tiles at once."""
+    DEVICE = "device"
+    """The device computes nonsense; the process is thrown away, and what it made and is not published, too."""
     WORKER = "worker"
 
 

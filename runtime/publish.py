@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 RESULT_SUFFIX = "_iso.ome.tif"
+TRUST_SUFFIX = "_trust.ome.tif"
 STATE_FOLDER = ".ssai3d-rt"
 """Folder inside the output folder for the ledger and submissions."""
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ssai3d_rt.errors import BackendError, BundleError, InputError, ParityError
+from ssai3d_rt.errors import BundleError, DeviceError, InputError, ParityError
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.runtime.messages import Part
-from ssai3d_rt.runtime.publish import require_space, temporary_name
+from ssai3d_rt.runtime.publish import TRUST_SUFFIX, require_space, temporary_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,7 +136,7 @@ class BundleRestorer:
         try:
             self_test(self._runner, self._bundle)
         except ParityError as error:
-            raise BackendError(f"the device no longer computes what it did when it was loaded: {error}") from None
+            raise DeviceError(f"the device no longer computes what it did when it was loaded: {error}") from None
 
     def close(self) -> None:
         """Close the backend."""
@@ -153,7 +153,7 @@ class BundleRestorer:
     ) -> list[Part]:
         from ssai3d_rt.imaging.write import verify_ome_tiff
         from ssai3d_rt.runtime.caution import summed_up
-        from ssai3d_rt.runtime.restore import TRUST_SUFFIX, restore_position
+        from ssai3d_rt.runtime.restore import restore_position
 
         file = temporary_name(folder)
         doubts = temporary_name(folder) if self._recipe.settings.trust else None

@@ -1,7 +1,7 @@
-"""After the daemon ended in any way: finish, or take back, what it was about to publish; and see that results stay there.
+"""After the daemon ended in any way: finish, or take back, what it was about to publish; and see that results stay.
 
-The ledger's intents (rows in ``publishing``, with the name and hash of each file) say what to look for. What it does not
-do is decide what comes next: rows go back to ``ready`` and the line takes them.
+The ledger's intents (rows in ``publishing``, with the name and hash of each file) say what to look for. It does not
+decide what comes next: rows go back to ``ready`` and the line takes them.
 """
 
 from __future__ import annotations

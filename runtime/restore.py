@@ -35,7 +35,16 @@ from ssai3d_rt.runtime.backends.reference import open_base
 from ssai3d_rt.runtime.caution import summed_up, warnings_of
 from ssai3d_rt.runtime.onestack import OVERLAP_PX, Restored, mode_of, restore
 from ssai3d_rt.runtime.overlap import ahead, behind
-from ssai3d_rt.runtime.publish import RESULT_SUFFIX, discard, make_folder, place, result_name, seal, temporary_name
+from ssai3d_rt.runtime.publish import (
+    RESULT_SUFFIX,
+    TRUST_SUFFIX,
+    discard,
+    make_folder,
+    place,
+    result_name,
+    seal,
+    temporary_name,
+)
 from ssai3d_rt.runtime.trust import doubt_warning
 
 if TYPE_CHECKING:
@@ -47,8 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["Restored", "RestoredPosition", "restore", "restore_file", "restore_position"]
 
 logger = logging.getLogger(__name__)
-
-TRUST_SUFFIX = "_trust.ome.tif"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ blocks are compared. A stack in which such blocks differ by no more than its noi
 >>> require_likeness(raw, np.repeat(raw, 4, axis=0))
 >>> require_likeness(raw, np.zeros((45, 64, 64), "float32"))
 Traceback (most recent call last):
-ssai3d_rt.errors.BackendError: the restored stack has nothing in common with the raw one ...
+ssai3d_rt.errors.DeviceError: the restored stack has nothing in common with the raw one ...
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ssai3d_rt.errors import BackendError
+from ssai3d_rt.errors import DeviceError
 
 Float = npt.NDArray[np.float64]
 
@@ -43,12 +43,12 @@ def require_likeness(raw: npt.NDArray[Any], restored: npt.NDArray[Any]) -> None:
 
     Raises
     ------
-    BackendError
+    DeviceError
         It is something else.
     """
     found = likeness(raw, restored)
     if found is not None and found < LEAST_CORRELATION:
-        raise BackendError(
+        raise DeviceError(
             f"the restored stack has nothing in common with the raw one (correlation {found:.2f}); the device or its "
             "driver computes nonsense, nothing is published"
         )

@@ -34,11 +34,14 @@ class Scanned:
         What lies below it; None where it is not there or cannot be read.
     place
         Which folder, on which disk, had its name: another one means that a disk came or went.
+    took_s
+        Seconds.
     """
 
     root: Path
     found: Found | None
     place: str
+    took_s: float = 0.0
 
 
 class Scanner:
@@ -87,6 +90,7 @@ class Scanner:
                 begun[0].join(max(0.0, deadline - time.monotonic()))
 
     def _run(self, root: Path) -> None:
+        began = time.monotonic()
         try:
             status = os.stat(root)
             found = scan(root) if root.is_dir() else None
@@ -95,4 +99,4 @@ class Scanner:
             return
         if found is not None and not found.whole and not found.files:
             found = None
-        self._finished.put(Scanned(root, found, f"{status.st_dev}:{status.st_ino}"))
+        self._finished.put(Scanned(root, found, f"{status.st_dev}:{status.st_ino}", time.monotonic() - began))

@@ -47,6 +47,10 @@ class BackendError(Ssai3dError):
     """A backend cannot run here, or failed while running."""
 
 
+class DeviceError(BackendError):
+    """A device that worked computes something else now; nothing that came from it since can be believed."""
+
+
 class StorageError(Ssai3dError, OSError):
     """A result or the ledger could not be stored durably (disk full, fsync failed, read-only)."""
 

@@ -73,9 +73,7 @@ def candidates(bundle: Bundle, threads: int | None, most_tiles: int | None = Non
     yield at_most(runner, most_tiles)
 
 
-def candidates_compiled(
-    bundle: Bundle, threads: int | None, most_tiles: int | None = None
-) -> Iterator[CompiledRunner]:
+def candidates_compiled(bundle: Bundle, threads: int | None, most_tiles: int | None = None) -> Iterator[CompiledRunner]:
     """Compile the bundle's network."""
     yield at_most(CompiledRunner(bundle, threads), most_tiles)
 

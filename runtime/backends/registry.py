@@ -149,9 +149,7 @@ def _reasons(*, gpu_only: bool) -> str:
     )
 
 
-def _open_fastest(
-    bundle: Bundle, threads: int | None, most_tiles: int | None, *, on_gpu: bool
-) -> Runner | None:
+def _open_fastest(bundle: Bundle, threads: int | None, most_tiles: int | None, *, on_gpu: bool) -> Runner | None:
     """Open the backend that is fastest for this bundle on this machine's GPU, or on its CPU; None where none does."""
     able = [name for name, b in BACKENDS.items() if b.gpu == on_gpu and b.why_not() is None]
     timed = [name for name in able if name not in _NOT_TIMED]

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from ssai3d_rt.runtime.child import Recipe
+    from ssai3d_rt.runtime.messages import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 _POLL_S = 0.02

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from ssai3d_rt.runtime.messages import Recipe
     from ssai3d_rt.runtime.ledger import State
+    from ssai3d_rt.runtime.messages import Recipe
 
 QUICK = WatchSettings(
     quiet_s=0.3, scan_s=0.3, incomplete_after_s=1.0, reserve_bytes=0, stop_s=5.0, nice=0, back_off_s=(0.1,)

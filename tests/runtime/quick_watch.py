@@ -20,7 +20,7 @@ from tests.runtime.daemon import QUICK
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ssai3d_rt.runtime.child import Recipe
+    from ssai3d_rt.runtime.messages import Recipe
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ssai3d_rt.errors import BackendError
-from ssai3d_rt.runtime.child import (
+from ssai3d_rt.runtime.messages import (
     Ended,
+    Examine,
+    Examined,
     Failed,
-    Hash,
-    Hashed,
     Kind,
     Message,
     NotReady,
@@ -60,12 +60,12 @@ def test_it_hashes_restores_and_goes_on(worker: Worker, tmp_path: Path) -> None:
     hear(worker, Ready)
     assert worker.idle
     assert worker.name == "quick"
-    worker.order(Hash([source]))
+    worker.order(Examine(source, (source,), None, None))
     assert not worker.idle
     with pytest.raises(RuntimeError, match="not idle"):
-        worker.order(Hash([source]))
+        worker.order(Examine(source, (source,), None, None))
     content = content_hash([source])
-    assert hear(worker, Hashed) == [Hashed(content)]
+    assert hear(worker, Examined)[-1] == Examined(content)
     for _ in range(2):
         worker.order(Restore(source, content, tmp_path))
         heard = hear(worker, Restored)
@@ -109,7 +109,8 @@ def test_a_file_that_cannot_be_used_is_no_fault_of_the_process(worker: Worker, t
     (failed,) = hear(worker, Failed)
     assert isinstance(failed, Failed)
     assert failed.kind is Kind.INPUT
-    worker.order(Hash([tmp_path / "gone.tif"]))
+    gone = tmp_path / "gone.tif"
+    worker.order(Examine(gone, (gone,), None, None))
     (failed,) = hear(worker, Failed)
     assert isinstance(failed, Failed)
     assert failed.kind is Kind.INCOMPLETE
@@ -130,7 +131,7 @@ def test_a_recipe_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
 PARENT = """
 import sys, time
 from pathlib import Path
-from ssai3d_rt.runtime.child import Restore
+from ssai3d_rt.runtime.messages import Restore
 from ssai3d_rt.runtime.worker import Worker
 from tests.runtime.daemon import QUICK
 from tests.runtime.quick import QuickRecipe
