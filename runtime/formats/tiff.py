@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from xml.etree.ElementTree import ParseError
 
 from ssai3d_rt.errors import InputError
+from ssai3d_rt.imaging.folder import is_plane_file
 from ssai3d_rt.runtime.formats.declared import imagej_planes, is_ome, ome_link, ome_planes, shaped_values
 from ssai3d_rt.runtime.formats.tiffwalk import (
     MAX_DESCRIPTION_BYTES,
@@ -36,7 +37,6 @@ MAX_SIDE = 65_536
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MM_INDEX, _MM_SUMMARY, _MM_INDEX_MAP = 54_773_648, 2_355_492, 3_453_623
 _MM_INDEX_ENTRY_BYTES = 20
-_SINGLE_PLANE = re.compile(r"img_(\d{9}_.*_\d{3}|(channel|position|time|z)\d{3}.*)\.tiff?", re.IGNORECASE)
 
 
 def judge_tiff(file: BinaryIO, size: int, path: Path) -> Completeness:
@@ -57,7 +57,7 @@ def judge_tiff(file: BinaryIO, size: int, path: Path) -> Completeness:
         )
     chain = walk(file, size, tiff)
     kind = _format(header, tiff, chain)
-    fault = _structure(chain, size, kind)
+    fault = structure(chain, size, kind)
     if fault is not None:
         return fault
     if kind == "micro-manager":
@@ -81,7 +81,7 @@ def _format(header: bytes, tiff: Layout, chain: Chain) -> str:
     return "imagej" if imagej_planes(first) is not None else "plain"
 
 
-def _structure(chain: Chain, size: int, kind: str) -> Completeness | None:
+def structure(chain: Chain, size: int, kind: str) -> Completeness | None:
     """Say what is wrong with the directories and the places of their data; None where nothing is."""
     found = len(chain.pages)
     if chain.end is End.CYCLIC:
@@ -184,7 +184,7 @@ def _sibling(path: Path, needed: int) -> str:
             chain = walk(file, size, layout(file.read(64)))
     except (OSError, InputError, NotTiffError, struct.error):
         return "cannot be read"
-    if _structure(chain, size, "ome") is not None or len(chain.pages) < needed:
+    if structure(chain, size, "ome") is not None or len(chain.pages) < needed:
         return "is not whole"
     return ""
 
@@ -198,8 +198,10 @@ def _contiguous(description: bytes, chain: Chain, size: int, path: Path) -> Comp
     if values is not None:
         expected = max(1, values // (first.width * first.length * first.samples))
     if expected is None or len(pages) >= expected:
-        if len(pages) == 1 and _SINGLE_PLANE.fullmatch(path.name):
-            return not_ours("it is one plane of a separate-image series; let Micro-Manager save image stack files")
+        if len(pages) == 1 and is_plane_file(path.name):
+            return not_ours(
+                "it is one plane of a series of separate images, which is read where it has a folder of its own"
+            )
         return Completeness(Judgement.COMPLETE, "", expected, len(pages), kind)
     found = len(pages)
     if len(pages) == 1 and first.compression == 1:

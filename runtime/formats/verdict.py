@@ -20,7 +20,7 @@ class Judgement(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Completeness:
-    """The judgement on one file, with its reason in words.
+    """The judgement on one file or data set, with its reason in words.
 
     Parameters
     ----------
@@ -31,9 +31,12 @@ class Completeness:
     planes_expected, planes_found
         Planes that the file declares (None: it declares nothing) and planes whose data lie in the file.
     format
-        ``plain``, ``imagej``, ``ome``, ``micro-manager``, or empty where not known.
+        ``plain``, ``imagej``, ``ome``, ``micro-manager``, ``ndtiff``, ``ome-zarr``, ``separate``, or empty where not
+        known.
     also
         Names of the other files, in the same folder, that hold planes of its stacks.
+    open_ended
+        Its writer may go on without contradicting what it has declared.
     """
 
     state: Judgement
@@ -42,11 +45,12 @@ class Completeness:
     planes_found: int = 0
     format: str = ""
     also: tuple[str, ...] = ()
+    open_ended: bool = False
 
     @property
     def declared(self) -> bool:
-        """Whether the file itself says that it is whole; a plain TIFF never does."""
-        return self.planes_expected is not None
+        """Whether it says itself that it is whole; a plain TIFF and an OME-Zarr never do."""
+        return self.planes_expected is not None and not self.open_ended
 
 
 def not_ours(reason: str) -> Completeness:

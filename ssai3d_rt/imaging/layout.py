@@ -1,14 +1,15 @@
 """`Position`: where each plane of one stage position lies, whatever the file format.
 
-The format modules (`ome`, `mmstack`, `hyperstack`) fill one in; `read` turns it into stacks. A plane that a file
-declares but does not hold is simply not in `planes`: it can be named in a message, and never read as zeros.
+The format modules (`ome`, `mmstack`, `hyperstack`, `ndtiff`, `omezarr`, `separate`) fill one in; `read` turns it into
+stacks. A plane that a file declares but does not hold is simply not in `planes`: it can be named in a message, and
+never read as zeros.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ssai3d_rt.errors import IncompleteError, InputError
 from ssai3d_rt.imaging.openfile import shown
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from ssai3d_rt.imaging.stack import Array
     from ssai3d_rt.imaging.voxel import FoundVoxel
 
 MAX_DECLARED_PLANES = 10_000_000
@@ -29,7 +31,26 @@ MAX_DECLARED_STACKS = 1_000_000
 OPEN_FILES = 16
 """Files of one data set that stay open at the same time."""
 
-Plane = tuple[TiffSource, Page]
+
+class PlaneSource(Protocol):
+    """What planes are read from: a file, or a whole data set, that can be closed and opened again."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+
+    def read(self, page: Page) -> Array:
+        """Return the ``(Y, X)`` pixels of a plane."""
+
+    def require_unchanged(self) -> None:
+        """Raise `IncompleteError` if what was read from was changed since."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+Plane = tuple[PlaneSource, Page]
+Source = TypeVar("Source", bound=PlaneSource)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +139,8 @@ class SourcePool:
     """
 
     def __init__(self, *, growing: bool = False) -> None:
-        self._growing = growing
-        self._sources: OrderedDict[Path, TiffSource] = OrderedDict()
+        self.growing = growing
+        self._sources: OrderedDict[Path, PlaneSource] = OrderedDict()
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -128,12 +149,19 @@ class SourcePool:
 
     def open(self, path: Path) -> TiffSource:
         """Return the source of `path`, inspected on first use."""
-        if path not in self._sources:
-            self._sources[path] = TiffSource(path, growing=self._growing)
-        self.touch(self._sources[path])
-        return self._sources[path]
+        source = self._sources.get(path)
+        if not isinstance(source, TiffSource):
+            source = self.add(TiffSource(path, growing=self.growing))
+        self.touch(source)
+        return source
 
-    def touch(self, source: TiffSource) -> None:
+    def add(self, source: Source) -> Source:
+        """Take a source of another kind in."""
+        self._sources[source.path] = source
+        self.touch(source)
+        return source
+
+    def touch(self, source: PlaneSource) -> None:
         """Mark `source` as used now, and close the ones that were not for longest."""
         self._sources.move_to_end(source.path)
         for old in list(self._sources.values())[:-OPEN_FILES]:

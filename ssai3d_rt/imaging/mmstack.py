@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssai3d_rt.errors import IncompleteError, InputError
+from ssai3d_rt.imaging import mmsummary
 from ssai3d_rt.imaging.layout import Plane, Position, SourcePool, require_plausible
 from ssai3d_rt.imaging.openfile import shown
-from ssai3d_rt.imaging.voxel import FoundVoxel, length_um, voxel_of_tags
+from ssai3d_rt.imaging.voxel import FoundVoxel, voxel_of_tags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,16 +57,16 @@ def mmstack_positions(source: TiffSource, pool: SourcePool) -> list[Position]:
     for follower in _followers(source, index, pool):
         for key, plane in _planes(follower, _index_map(follower)).items():
             planes.setdefault(key, plane)
-    channels = tuple(str(name) for name in _list(summary.get("ChNames")))
+    channels = mmsummary.channel_names(summary)
     voxel = _voxel(source, summary)
     positions = []
     for number in sorted({key[0] for key in index}):
         own = {(t, c, z): plane for (p, t, c, z), plane in planes.items() if p == number}
         found = [max(axis) + 1 for axis in zip(*(key[1:] for key in index if key[0] == number), strict=True)]
         size = (
-            max(_declared(summary, "Frames", "time"), found[0]),
-            max(_declared(summary, "Channels", "channel"), found[1]),
-            max(_declared(summary, "Slices", "z"), found[2]),
+            max(mmsummary.declared(summary, "Frames", "time"), found[0]),
+            max(mmsummary.declared(summary, "Channels", "channel"), found[1]),
+            max(mmsummary.declared(summary, "Slices", "z"), found[2]),
         )
         require_plausible(size, source.path)
         positions.append(
@@ -163,60 +164,20 @@ def _split(path: Path) -> tuple[str, str]:
 
 
 def _voxel(source: TiffSource, summary: dict[str, Any]) -> FoundVoxel:
-    pixel = next(
-        (
-            size
-            for value in (
-                _plain(summary.get("PixelSize_um")),
-                _plain(summary.get("PixelSizeUm")),
-                _plain(source.page_metadata.get("PixelSizeUm")),
-            )
-            if (size := length_um(value, "um")) is not None
-        ),
-        None,
-    )
-    step = length_um(_plain(summary.get("z-step_um")), "um")
     tags = voxel_of_tags({}, source.resolution)  # whole pixels per centimetre only: the last resort
-    return FoundVoxel(step, pixel, pixel).or_else(FoundVoxel(None, tags.y_um, tags.x_um))
+    return mmsummary.voxel(summary, source.page_metadata).or_else(FoundVoxel(None, tags.y_um, tags.x_um))
 
 
 def _label(summary: dict[str, Any], number: int, source: TiffSource) -> str:
     """Return the name of a position: from the summary's position list, else from the file's name."""
-    for key in ("InitialPositionList", "StagePositions"):
-        listed = _list(summary.get(key))
-        if number < len(listed) and isinstance(listed[number], dict):
-            label = _plain(listed[number].get("Label"))
-            if isinstance(label, str) and label:
-                return label
-    name = _plain(source.page_metadata.get("PositionName"))
-    if isinstance(name, str) and name and _plain(source.page_metadata.get("PositionIndex")) == number:
+    if label := mmsummary.position_label(summary, number):
+        return label
+    name = mmsummary.plain(source.page_metadata.get("PositionName"))
+    if isinstance(name, str) and name and mmsummary.plain(source.page_metadata.get("PositionIndex")) == number:
         return name
     stem, _ = _split(source.path)
     _, found, after = stem.partition("_MMStack_")
-    return after if found and _declared(summary, "Positions", "position") > 1 else ""
-
-
-def _declared(summary: dict[str, Any], key: str, axis: str) -> int:
-    """Return a size that the summary declares, 0 where it does not."""
-    value = _plain(summary.get(key))
-    if not isinstance(value, int) or value < 1:
-        intended = _plain(summary.get("IntendedDimensions"))
-        value = _plain(intended.get(axis)) if isinstance(intended, dict) else None
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _plain(value: Any) -> Any:
-    """Return a value without the wrapper of Micro-Manager 2.0's property maps."""
-    if isinstance(value, dict):
-        for key in ("PropVal", "scalar", "array"):
-            if key in value:
-                return value[key]
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    value = _plain(value)
-    return value if isinstance(value, list) else []
+    return after if found and mmsummary.declared(summary, "Positions", "position") > 1 else ""
 
 
 def _integers(source: TiffSource, at: int, count: int) -> tuple[int, ...]:

@@ -1,11 +1,12 @@
-"""Read acquisitions: TIFF, ImageJ hyperstacks, OME-TIFF and Micro-Manager image stacks, one `Stack` at a time.
+"""Read acquisitions, one `Stack` at a time: TIFF, ImageJ, OME-TIFF, Micro-Manager image stacks, NDTiff, OME-Zarr.
 
 `open_acquisition` looks at the structure only (pages, sizes, names, voxel size) and refuses what cannot be trusted;
 pixels are read stack by stack, plane by plane. It never guesses a voxel size and never returns zeros for a plane that
 is not there.
 
-A file gives the positions that lie in it; a folder gives all positions of the one acquisition in it (Micro-Manager's
-``*_MMStack_*.ome.tif``, or ``NAME_p000.ome.tif`` and so on). It does not watch folders or wait for unfinished files.
+A file gives the positions that lie in it; a folder is a data set itself (NDTiff, OME-Zarr, separate image files), or
+gives all positions of the one acquisition in it (Micro-Manager's ``*_MMStack_*.ome.tif``, or ``NAME_p000.ome.tif`` and
+so on). It does not watch folders or wait for unfinished files.
 
 >>> import numpy as np, tempfile, tifffile
 >>> path = Path(tempfile.mkdtemp()) / "cells.tif"
@@ -30,17 +31,21 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ssai3d_rt.errors import InputError
+from ssai3d_rt.imaging.folder import FolderKind, kind_of_folder
 from ssai3d_rt.imaging.hyperstack import hyperstack_position
 from ssai3d_rt.imaging.layout import Position, SourcePool
 from ssai3d_rt.imaging.mmstack import mmstack_positions
+from ssai3d_rt.imaging.ndtiff import ndtiff_positions
 from ssai3d_rt.imaging.ome import is_ome, ome_positions
+from ssai3d_rt.imaging.omezarr import omezarr_positions
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.imaging.samples import convert_plane, non_finite, stack_dtype
+from ssai3d_rt.imaging.separate import separate_positions
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.voxel import resolve_voxel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ssai3d_rt.imaging.stack import Array
 
@@ -127,7 +132,7 @@ class Acquisition:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that it reads from, sorted."""
+        """Every file that it reads from, sorted; of a data set in many files, its folder."""
         return self._pool.paths
 
     def is_whole(self, key: StackKey) -> bool:
@@ -208,7 +213,8 @@ def open_acquisition(
     Parameters
     ----------
     path
-        A TIFF file of any supported kind, or a folder.
+        A TIFF file of any supported kind, a data set that is a folder (NDTiff, OME-Zarr, separate image files), or
+        the folder of one acquisition.
     voxel_z, voxel_xy
         Plane spacing and pixel size in micrometres; they override what the file says.
 
@@ -224,8 +230,7 @@ def open_acquisition(
     path = Path(path)
     pool = SourcePool()
     try:
-        positions = [p for file in _files_of(path) for p in positions_of(file, pool)]
-        positions = _numbered(positions)
+        positions = _numbered(_positions(path, pool))
         if len({(p.shape, p.stored_dtype) for p in positions}) > 1:
             words = ", ".join(f"{p.name or p.index}: {p.shape} {p.stored_dtype}" for p in positions)
             raise InputError(
@@ -294,6 +299,20 @@ def read_stack(
         raise InputError(f"{shown(path)}: holds {len(chosen)} stacks; choose a channel, time or position: {listed}")
 
 
+def _positions(path: Path, pool: SourcePool) -> list[Position]:
+    kind = kind_of_folder(path, follow=True)
+    if kind is not None:
+        return _FOLDERS[kind](path, pool)
+    return [p for file in _files_of(path) for p in positions_of(file, pool)]
+
+
+_FOLDERS: dict[FolderKind, Callable[[Path, SourcePool], list[Position]]] = {
+    FolderKind.NDTIFF: ndtiff_positions,
+    FolderKind.OME_ZARR: omezarr_positions,
+    FolderKind.SEPARATE: separate_positions,
+}
+
+
 def positions_of(path: Path, pool: SourcePool) -> list[Position]:
     """Return the positions that lie in a file, by its format."""
     source = pool.open(path)
@@ -325,7 +344,7 @@ def _files_of(path: Path) -> list[Path]:
     if len(sets) == 1:
         return files
     if not files:
-        raise InputError(f"{shown(path)}: a folder without a TIFF file")
+        raise InputError(f"{shown(path)}: a folder without a TIFF file, and no NDTiff or OME-Zarr data set")
     raise InputError(
         f"{shown(path)}: a folder with {len(sets)} data sets; name one of its files, e.g. {shown(files[0].name)}"
     )
