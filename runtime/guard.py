@@ -106,8 +106,11 @@ class Door:
                 return Refusal(403, "this needs a token, and the daemon was started without a token_file")
             if not self.trusts(headers):
                 return Refusal(401, "this needs the right token, as Authorization: Bearer TOKEN")
-        if not headers.get("content-length", "0").isdecimal():
-            return Refusal(400, "Content-Length is no number")
+        if (
+            not headers.get("content-length", "0").isdecimal()
+            or {"content-length", "transfer-encoding"} <= headers.keys()
+        ):
+            return Refusal(400, "where the body ends is not clear")
         if int(headers.get("content-length", "0")[:12]) > MOST_BODY_BYTES:
             return Refusal(413, f"a body may have {MOST_BODY_BYTES} bytes at most")
         return None

@@ -267,6 +267,11 @@ def _server(subject: Subject, door: Door) -> Any:
             except h11.ProtocolError:  # nonsense after an answer was begun: nothing more can be said
                 self.transport.abort()
 
+        def send_400_response(self, msg: str) -> None:
+            if self.cycle is not None:  # its head made sense: what answers it must not answer a second time
+                self.cycle.disconnected = True
+            super().send_400_response(msg)
+
     class Patient(uvicorn.Server):
         """A server that asks the system to keep more connections than it takes in at a time."""
 

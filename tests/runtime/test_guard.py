@@ -48,6 +48,7 @@ CASES: dict[str, tuple[Door, str, str, dict[str, str], int | None]] = {
     "too large": (HERE, "POST", "/submit", {**BEARER, "content-length": "65537"}, 413),
     "largest": (HERE, "POST", "/submit", {**BEARER, "content-length": "65536"}, None),
     "no length": (HERE, "POST", "/submit", {**BEARER, "content-length": "-1"}, 400),
+    "two lengths": (HERE, "POST", "/submit", {**BEARER, "content-length": "3", "transfer-encoding": "chunked"}, 400),
     "outside, probe": (OUTSIDE, "GET", "/ready", {"host": "10.0.0.7:9108"}, None),
     "outside, name": (OUTSIDE, "GET", "/ready", {"host": "rig7.lab"}, None),
     "outside, status": (OUTSIDE, "GET", "/status.json", {"host": "rig7.lab"}, 401),

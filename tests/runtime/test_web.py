@@ -224,6 +224,8 @@ NONSENSE = {
     "two tokens": b"GET /status.json HTTP/1.1\r\nHost: localhost\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n",
     "smuggled": b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "nonsense behind a good head": b"POST /submit HTTP/1.1\r\nHost: localhost\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     "folded": b"GET /live HTTP/1.1\r\nHost: localhost\r\n evil.example\r\n\r\n",
     "connect": b"CONNECT evil.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "absolute": b"GET http://evil.example/live HTTP/1.1\r\nHost: localhost\r\n\r\n",
