@@ -83,7 +83,9 @@ def attacked(lab: Lab) -> Iterator[Attack]:
     prefix: list[str | Path] = [sys.executable, "-m", "tests.faults.serving", token]
     with lab.daemon(prefix=prefix) as daemon:
         lab.wait(lambda: lab.counts() == {"done": 3, "failed": len(HOSTILE)})
-        yield Attack(lab, daemon, json.loads(note_of(lab.out).read_text())["address"])
+        address = json.loads(note_of(lab.out).read_text())["address"]
+        lab.wait(lambda: request(address, "/ready").status == 200)
+        yield Attack(lab, daemon, address)
 
 
 @drill(
@@ -255,7 +257,7 @@ def _drip(address: str, stop: threading.Event, ended: list[int], number: int) ->
         ended.append(number)
 
 
-@drill(row=45, title="HTTP: nonsense", bar=14, quick_s=25, full_s=60, needs=("linux", "status"))
+@drill(row=45, title="HTTP: nonsense", bar=14, quick_s=25, full_s=90, needs=("linux", "status"))
 def http_nonsense(lab: Lab) -> Outcome:
     """Real requests with bytes flipped, cut, doubled, spliced or inserted at random, with no token that may write."""
     number, rng = (1500 if lab.quick else 6000), random.Random(45)
@@ -263,7 +265,7 @@ def http_nonsense(lab: Lab) -> Outcome:
         path = next(entry.path for entry in lab.entries() if entry.state.value == "failed")
         cases = list(_mutated(rng, number, path))
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda data: raw(attack.address, data, 0.3), cases))
+            answers = list(pool.map(lambda data: raw(attack.address, data, 0.15), cases))
         attack.unchanged("nonsense")
         attack.expect("/live is not answered", request(attack.address, "/live").status == 200)
         seen = list(gaps(lab.folder))

@@ -9,16 +9,15 @@ import base64
 import json
 import logging
 import pickle
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssai3d_rt.runtime.status import ledger_of
-from ssai3d_rt.runtime.vitals import Vitals
 from ssai3d_rt.runtime.watch import WatchSettings, stop_on_signals, watch
-from ssai3d_rt.runtime.web import HealthSettings, serve
+from ssai3d_rt.runtime.web import HealthSettings
 from tests.runtime.daemon import QUICK
 from tests.runtime.quick_watch import Plan
 
@@ -32,9 +31,9 @@ GAPS = "gaps.txt"
 class Seen(threading.Event):
     """The event that stops the daemon; each wait for it is one round of the loop."""
 
-    def __init__(self, vitals: Vitals, stop: threading.Event, gaps: Path) -> None:
+    def __init__(self, stop: threading.Event, gaps: Path) -> None:
         super().__init__()
-        self._vitals, self._stop, self._gaps = vitals, stop, gaps
+        self._stop, self._gaps = stop, gaps
         self._last = self._told = time.monotonic()
         self._longest = 0.0
 
@@ -43,7 +42,6 @@ class Seen(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         now = time.monotonic()
-        self._vitals.beat()
         self._longest = max(self._longest, now - self._last)
         self._last = now
         if now - self._told >= 1.0:
@@ -65,11 +63,12 @@ def main() -> None:
     token_file, plan = Path(sys.argv[1]), Plan(**json.loads(sys.argv[-1]))
     settings = WatchSettings.model_validate(QUICK.model_dump() | plan.settings)
     recipe = pickle.loads(base64.b64decode(plan.recipe))
-    vitals = Vitals(plan.folders, scan_s=settings.scan_s)
-    out, health = Path(plan.out), HealthSettings(token_file=token_file)
-    served = serve(vitals, health, out=out, ledger=ledger_of(out), roots=list(map(Path, plan.folders)), port=0)
-    with served, stop_on_signals() as stop:
-        watch(plan.folders, recipe, out, settings=settings, stop=Seen(vitals, stop, token_file.with_name(GAPS)))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    health = HealthSettings(port=port, token_file=token_file)
+    with stop_on_signals() as stop:
+        seen = Seen(stop, token_file.with_name(GAPS))
+        watch(plan.folders, recipe, plan.out, settings=settings, health=health, stop=seen)
 
 
 if __name__ == "__main__":
