@@ -8,7 +8,6 @@ let turn = 0;
 const at = (id) => document.getElementById(id);
 
 function age(seconds) {
-  if (seconds === null || seconds === undefined) return "not yet";
   if (seconds < 90) return `${Math.round(seconds)} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`;
@@ -61,7 +60,7 @@ function show(found) {
   const counts = Object.entries(found.counts ?? v.counts);
   rows("counts", counts.map(([state, n]) => ({ cells: [state, n], bad: state === "failed" && n > 0 })), "none yet");
   rows("roots", v.roots.map((root, number) => ({
-    cells: [root.path ?? `folder ${number}`, root.ok ? "ok" : "not readable", `scanned ${age(root.scan_age_s)} ago`],
+    cells: [root.path ?? `folder ${number}`, root.ok ? "ok" : "not read", root.scan_age_s === null ? "not scanned yet" : `scanned ${age(root.scan_age_s)} ago`],
     bad: !root.ok,
   })), "none");
   const disk = v.disk;
