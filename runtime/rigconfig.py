@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from ssai3d_rt.config import Problem, Settings, Toml
 from ssai3d_rt.errors import ConfigError
@@ -31,32 +31,12 @@ from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.runtime.logfile import LogSettings
 from ssai3d_rt.runtime.roots import Roots
 from ssai3d_rt.runtime.settings import WatchSettings
+from ssai3d_rt.runtime.web import HealthSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 Key = tuple[int | str, ...]
-
-
-class HealthSettings(Settings):
-    """Health and numbers of the daemon over HTTP.
-
-    Parameters
-    ----------
-    port
-        Where it is served; 0 is off.
-    address
-        The address to listen on; any but this machine's own needs a token.
-    token_file
-        A file with the token, which only its owner may read; absent: no token.
-    hosts
-        Names of this machine by which it may be asked, beside localhost.
-    """
-
-    port: int = Field(default=0, ge=0, le=65535)
-    address: str = "127.0.0.1"
-    token_file: Path | None = None
-    hosts: tuple[str, ...] = ()
 
 
 class WatchTable(WatchSettings):

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from ssai3d_rt import console
-from ssai3d_rt.commands import adaptation, bench, compare, config, engine, house, rig, surgeon
+from ssai3d_rt.commands import adaptation, bench, compare, config, engine, house, rig, service, surgeon
 from ssai3d_rt.errors import Ssai3dError
 
 INTERRUPTED = 130
@@ -36,8 +36,15 @@ weights_app = typer.Typer(no_args_is_help=True, help="List, import and train bas
 engine_app = typer.Typer(no_args_is_help=True, help="List, build and clear the engines of this machine.")
 surgeon_app = typer.Typer(no_args_is_help=True, help="Rank the layers of a base network; train what ranks them.")
 config_app = typer.Typer(no_args_is_help=True, help="Check, print and explain a rig's file of settings.")
+service_app = typer.Typer(no_args_is_help=True, help="A watch that starts with the machine: install, remove, ask.")
 
-SUBGROUPS = {"weights": weights_app, "engine": engine_app, "surgeon": surgeon_app, "config": config_app}
+SUBGROUPS = {
+    "weights": weights_app,
+    "engine": engine_app,
+    "surgeon": surgeon_app,
+    "config": config_app,
+    "service": service_app,
+}
 
 EXAMPLES: dict[str, str] = {}
 """Every command's example, as its help shows it."""
@@ -77,6 +84,10 @@ app.add_typer(config_app, name="config")
 _add(config_app, "check", config.check, "ssai3d-rt config check rig.toml")
 _add(config_app, "example", config.example, "ssai3d-rt config example")
 _add(config_app, "show", config.show, "ssai3d-rt config show rig.toml")
+app.add_typer(service_app, name="service")
+_add(service_app, "install", service.install, "ssai3d-rt service install --config rig.toml --run-as microscope")
+_add(service_app, "uninstall", service.uninstall, "ssai3d-rt service uninstall")
+_add(service_app, "status", service.status, "ssai3d-rt service status")
 _add(app, "version", house.version, "ssai3d-rt version")
 
 

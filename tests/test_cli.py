@@ -46,6 +46,9 @@ ALL = (
     "config check",
     "config example",
     "config show",
+    "service install",
+    "service uninstall",
+    "service status",
     "version",
 )
 
