@@ -97,7 +97,12 @@ def find_ledger(where: Path) -> Path:
 
 def is_running(ledger: Path) -> bool:
     """Whether a living daemon holds a ledger."""
-    return is_held(ledger.with_name(ledger.name + ".lock"))
+    return is_held(lock_of(ledger))
+
+
+def lock_of(ledger: Path) -> Path:
+    """Return the file whose lock a living daemon holds."""
+    return ledger.with_name(ledger.name + ".lock")
 
 
 def _latest(database: sqlite3.Connection, states: tuple[State, ...], most: int) -> list[dict[str, Any]]:

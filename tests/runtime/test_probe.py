@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -61,6 +62,13 @@ def test_where_no_daemon_runs_an_address_left_behind_is_not_asked(tmp_path: Path
 def test_a_daemon_without_a_health_server_is_not_taken_for_live(out: Path) -> None:
     verdict = ask(out, "live")
     assert (verdict.ok, "give it a port" in verdict.reasons[0]) == (False, True)
+
+
+def test_the_address_of_a_daemon_that_was_killed_is_not_asked_for_another(out: Path) -> None:
+    note_of(out).write_text(json.dumps({"address": "http://127.0.0.1:1", "process": os.getpid() + 1}))
+    assert "give it a port" in ask(out, "live").reasons[0]
+    leave_note(out, "http://127.0.0.1:1")
+    assert "does not answer at" in ask(out, "live").reasons[0]
 
 
 @pytest.mark.parametrize("note", [b"", b"{", b"[]", b"{}", b"\xff", b'{"address": 7}', b'{"address": "http://[::1"}'])

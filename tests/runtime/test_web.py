@@ -306,7 +306,7 @@ def test_it_starts_and_ends_again_and_again_and_leaves_its_address(here: Place) 
     before = threading.active_count()
     for _ in range(3):
         with here.serving() as address:
-            assert json.loads(note_of(here.out).read_text()) == {"address": address}
+            assert json.loads(note_of(here.out).read_text()) == {"address": address, "process": os.getpid()}
         assert not note_of(here.out).exists()
         with pytest.raises(ConnectionError):
             request(address, "/live")
