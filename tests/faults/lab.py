@@ -32,7 +32,7 @@ from ssai3d_rt.runtime.publish import STATE_FOLDER, hash_of
 from ssai3d_rt.runtime.status import ledger_of
 from tests.faults.mounts import unmount_below
 from tests.runtime.daemon import is_right, stack_file
-from tests.runtime.quick import QuickRecipe
+from tests.runtime.quick import PID_FILE, QuickRecipe
 from tests.runtime.quick_watch import Plan
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ _UUID = re.compile(rb"urn:uuid:[0-9a-fA-F-]{36}")
 class Daemon:
     """A daemon under test; `pid` is its own process, also behind a command that runs it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], ledger: Path, log: Path) -> None:
-        self.process, self._ledger, self._log = process, ledger, log
+    def __init__(self, process: subprocess.Popen[bytes], ledger: Path, log: Path, pid_file: Path) -> None:
+        self.process, self._ledger, self._log, self._pid_file = process, ledger, log, pid_file
         self._log_from = log.stat().st_size
         self.pid = process.pid
         self.may_end = False
@@ -79,8 +79,22 @@ class Daemon:
             return file.read().decode(errors="replace")
 
     def children(self) -> list[int]:
-        """Return the id of the restoring process, in a list; an empty one while there is none."""
+        """Ids of the processes that the daemon started: the restoring one and those that look at sources."""
         return _children(self.pid)
+
+    def restorer(self) -> int:
+        """Id of the restoring process (of the quick restorer).
+
+        Raises
+        ------
+        RuntimeError
+            There is none at the moment.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(self._pid_file.read_text())
+            if pid in self.children() and process_state(pid) != "Z":
+                return pid
+        raise RuntimeError("there is no restoring process")
 
     def family(self) -> list[int]:
         """Ids of the daemon and all processes below it."""
@@ -195,7 +209,7 @@ class Lab:
             process = subprocess.Popen(
                 [*map(str, prefix), *plan.command()], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
-        daemon = Daemon(process, self.ledger, self.daemon_log)
+        daemon = Daemon(process, self.ledger, self.daemon_log, self.log.with_name(PID_FILE))
         family: list[int] = []
         try:
             if wait:

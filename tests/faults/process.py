@@ -134,7 +134,7 @@ def child_kills(lab: Lab) -> Outcome:
             ready = partial(_children_ready, daemon)
             lab.wait(lambda: ready() > kill)  # noqa: B023
             time.sleep(rng.uniform(0.0, 0.6))
-            os.kill(daemon.children()[0], signal.SIGKILL)
+            os.kill(daemon.restorer(), signal.SIGKILL)
             seconds.append(lab.wait(lambda: ready() > kill + 1, poll_s=0.005))  # noqa: B023
         lab.wait_done(kills)
         replaced = ready() - 1
@@ -203,7 +203,7 @@ def crash_loop(lab: Lab) -> Outcome:
     with lab.daemon(recipe=recipe, back_off_s=[0.5, 1.0, 2.0]) as daemon:
         ready_pid(lab, daemon, "child")
         away.touch()
-        os.kill(daemon.children()[0], signal.SIGKILL)
+        os.kill(daemon.restorer(), signal.SIGKILL)
         lab.stacks(2, first=3)
         lab.wait(lambda: daemon.log.count("cannot start, it is tried again") >= 3)
         said = [line for line in daemon.log.splitlines() if "cannot start, it is tried again" in line]

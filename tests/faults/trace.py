@@ -61,7 +61,7 @@ def attached(pid: int, log: Path, calls: str, inject: str = "") -> Iterator[subp
 def ready_pid(lab: Lab, daemon: Daemon, whom: str) -> int:
     """Wait until the restoring process is ready; return its id, or the daemon's."""
     lab.wait(lambda: "restoring with" in daemon.log)
-    return daemon.pid if whom == "daemon" else daemon.children()[0]
+    return daemon.pid if whom == "daemon" else daemon.restorer()
 
 
 def calls_of(log: Path) -> list[tuple[str, str]]:

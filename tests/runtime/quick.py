@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from ssai3d_rt.progress import Progress
 
+PID_FILE = "restoring.pid"
+"""Beside the recipe's log: which process restores; the daemon has others that look alike."""
+
 
 def unchanged(tiles: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return tiles
@@ -57,6 +60,7 @@ class QuickRecipe:
             raise BackendError(self.refuse)
         if self.refuse_while is not None and self.refuse_while.exists():
             raise BackendError("the device is away")
+        self.log.with_name(PID_FILE).write_text(str(os.getpid()))
         return QuickRestorer(self)
 
     def made(self, result: Path, content: str) -> bool:
