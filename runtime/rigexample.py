@@ -158,7 +158,9 @@ def _instance(field: FieldInfo) -> object:
     one = _one(field.annotation)
     if get_origin(one) is Literal:
         return get_args(one)[0]
-    return {int: 2, float: 0.4, Path: "path/of/a/file", str: "text", bool: True}[one]
+    if one is int:
+        return max([2, *(getattr(part, "ge", 0) for part in field.metadata)])
+    return {float: 0.4, Path: "path/of/a/file", str: "text", bool: True}[one]
 
 
 def _wrapped(text: str) -> Iterator[str]:

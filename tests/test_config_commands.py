@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,23 +81,33 @@ def test_a_watch_needs_to_know_what_to_watch(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.skipif(sys.platform == "win32", reason="ends the process with SIGTERM")
 def test_a_watch_from_its_file_alone(rig: Path, tmp_path: Path) -> None:
     stack_file(tmp_path / "raw" / "cells.ome.tif")
+    log = tmp_path / "rig.log"
     command = [sys.executable, "-m", "ssai3d_rt.cli", "watch", "--config", str(rig)]
     environment = os.environ | {"SSAI3D_RT_HOME": str(tmp_path), "SSAI3D_RT_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(command, cwd="/", env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            log = tmp_path / "rig.log"
-            deadline = time.monotonic() + 60
-            while not (log.exists() and " done " in log.read_text()) and time.monotonic() < deadline:
-                assert process.poll() is None
-                time.sleep(0.1)
-            process.send_signal(signal.SIGTERM)
-            out, _ = process.communicate(timeout=30)
-        finally:
-            process.kill()
+    environment |= {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        with subprocess.Popen(command, cwd="/", env=environment, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                heard: list[bytes] = []
+                deadline = time.monotonic() + 60
+                while b"STATUS=1 done" not in heard and time.monotonic() < deadline:
+                    assert process.poll() is None
+                    heard.append(manager.recv(4096))
+                assert b"WATCHDOG=1" in heard
+                assert sum(message.startswith(b"READY=1\nSTATUS=") for message in heard) == 1
+                process.send_signal(signal.SIGTERM)
+                while heard[-1] != b"STOPPING=1":
+                    heard.append(manager.recv(4096))
+                out, _ = process.communicate(timeout=30)
+            finally:
+                process.kill()
     assert process.returncode == 0
     assert "stopped; 1 done" in out
     assert len(list((tmp_path / "iso").glob("cells*.tif"))) == 1
     lines = log.read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]+Z (info|warning) ssai3d_rt\.", line) for line in lines)
     assert "watching" in lines[0]
+    assert any(" done " in line for line in lines)
     assert lines[-1].endswith("stopped; 1 done")

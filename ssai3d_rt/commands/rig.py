@@ -88,6 +88,7 @@ def watch(
     of settings instead.
     """
     from ssai3d_rt.runtime.logfile import logs_to_file
+    from ssai3d_rt.runtime.notify import Notifier
     from ssai3d_rt.runtime.rigconfig import load
     from ssai3d_rt.runtime.watch import WatchEvent
     from ssai3d_rt.runtime.watch import watch as run
@@ -111,7 +112,15 @@ def watch(
         logger.info("%s", words)
         if not as_json:
             console.show(f"{words}; stop with Ctrl-C")
-        counts = run(wanted, restorer, results, settings=rig.watch.settings(), listener=listen)
+        counts = run(
+            wanted,
+            restorer,
+            results,
+            settings=rig.watch.settings(),
+            health=rig.health,
+            listener=listen,
+            notifier=Notifier.from_environment(),
+        )
         logger.info("stopped; %s", _count_words(counts))
     console.emit({"counts": counts}, as_json=as_json, lines=[f"stopped; {_count_words(counts)}"])
 
