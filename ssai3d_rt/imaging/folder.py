@@ -219,6 +219,10 @@ class Unchanged:
             raise IncompleteError(changed(path))
         self._unchecked[path] = None
 
+    def again(self, paths: Iterable[Path]) -> None:
+        """Have files looked at again that were noted before, because what was read of them is used once more."""
+        self._unchecked.update(dict.fromkeys(paths))
+
     def require(self, paths: Iterable[Path] | None = None) -> None:
         """Raise `IncompleteError` if a file was changed, replaced or removed.
 

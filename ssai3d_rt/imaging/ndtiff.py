@@ -145,9 +145,23 @@ def unfinished(index: Index | None, sizes: Mapping[str, int]) -> str:
 
 
 def stack_files(folder: Path) -> dict[str, int]:
-    """Return the bytes of each file of pixels in a data set, by name, sorted."""
+    """Return the bytes of each file of pixels in a data set, by name, sorted.
+
+    Raises
+    ------
+    InputError
+        One of them is a link.
+    OSError
+        The folder cannot be read.
+    """
+    sizes: dict[str, int] = {}
     with os.scandir(folder) as entries:
-        return dict(sorted((e.name, e.stat(follow_symlinks=False).st_size) for e in entries if is_ndtiff_file(e.name)))
+        for entry in entries:
+            if is_ndtiff_file(entry.name):
+                if entry.is_symlink():
+                    raise InputError(f"{shown(entry.name)} is a symbolic link; inside a data set they are refused")
+                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+    return dict(sorted(sizes.items()))
 
 
 def ndtiff_positions(folder: Path, pool: SourcePool) -> list[Position]:

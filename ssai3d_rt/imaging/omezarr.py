@@ -93,7 +93,7 @@ class ZarrSource:
     image: ZarrImage
     _array: Any = field(init=False, default=None)
     _unchanged: Unchanged = field(init=False, default_factory=Unchanged)
-    _block: tuple[tuple[int, ...], Array] | None = field(init=False, default=None)
+    _block: tuple[tuple[int, ...], Array, list[Path]] | None = field(init=False, default=None)
 
     @property
     def path(self) -> Path:
@@ -120,7 +120,8 @@ class ZarrSource:
         number = tuple(i // n for i, n in zip(leading, together, strict=True))
         if self._block is None or self._block[0] != number:
             start = tuple(i * n for i, n in zip(number, together, strict=True))
-            self._block = (number, self._decoded(start, together))
+            self._block = (number, *self._decoded(start, together))
+        self._unchanged.again(self._block[2])
         plane: Array = self._block[1][tuple(i % n for i, n in zip(leading, together, strict=True))]
         if math.prod(unit) > 1 and _is_fill(plane, self.image.array.fill):
             t, c, z = self.image.where(leading)
@@ -138,7 +139,8 @@ class ZarrSource:
         """Forget what was decoded."""
         self._array = self._block = None
 
-    def _decoded(self, start: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    def _decoded(self, start: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Array, list[Path]]:
+        """Return the planes of a block, and the files that they were read from."""
         keys = list(self._keys(start, shape))
         paths = [self.folder / key for key in keys]
         for path in paths:
@@ -155,7 +157,7 @@ class ZarrSource:
                 f"{shown(self.folder)}: chunk {keys[0]}{more} cannot be decoded: {type(exc).__name__}: {exc}"
             ) from exc
         self._unchanged.require(paths)
-        return np.asarray(pixels)
+        return np.asarray(pixels), paths
 
     async def _fetch(self, where: Any) -> Any:
         if self._array is None:
