@@ -139,11 +139,10 @@ def parse(data: bytes, *, whole: bool = True) -> Index:
             entry, following = _entry(data, at)
         except _HalfError:
             return Index(entries, IndexEnd.INSIDE, at)
-        except InputError:
-            written = len(data[at:].rstrip(b"\0"))
-            if whole and data.endswith(bytes(4)) and written < MAX_TEXT_BYTES + MAX_NAME_BYTES:
+        except _UnwrittenError as error:
+            if whole and len(data[at:].rstrip(b"\0")) <= error.length:
                 return Index(entries, IndexEnd.INSIDE, at)  # written into zeros, and not to its end yet
-            raise
+            raise InputError(f"its index is damaged at byte {at}: {error.words}") from error
         entries.append(entry)
         at = following
     return Index(entries, IndexEnd.ENTRY, at)
@@ -153,6 +152,14 @@ class _HalfError(Exception):
     """An entry goes on beyond the bytes that are there."""
 
 
+class _UnwrittenError(Exception):
+    """An entry of `length` bytes holds zeros where there are none."""
+
+    def __init__(self, length: int, words: str) -> None:
+        super().__init__(words)
+        self.length, self.words = length, words
+
+
 def _entry(data: bytes, at: int) -> tuple[IndexEntry, int]:
     number = at
     text, at = _text(data, at, MAX_TEXT_BYTES, number)
@@ -160,6 +167,10 @@ def _entry(data: bytes, at: int) -> tuple[IndexEntry, int]:
     if at + _NUMBERS.size > len(data):
         raise _HalfError
     pixels_at, width, height, kind, packed, metadata_at, metadata_bytes, _ = _NUMBERS.unpack_from(data, at)
+    following = at + _NUMBERS.size
+    if b"\0" in text + name or not (width and height and pixels_at):
+        words = f"{width} x {height} pixels at byte {pixels_at}, with the axes {text[:60]!r}"
+        raise _UnwrittenError(following - number, words)
     try:
         axes = json.loads(text.decode("utf-8"))
         file = name.decode("utf-8")
@@ -167,23 +178,25 @@ def _entry(data: bytes, at: int) -> tuple[IndexEntry, int]:
         raise InputError(f"its index is damaged at byte {number}: {type(exc).__name__}") from exc
     if not isinstance(axes, dict) or not all(type(value) in (int, str) for value in axes.values()):
         raise InputError(f"its index is damaged at byte {number}: the axes are {text[:60]!r}")
-    if file in ("", ".", "..") or any(c in file for c in "/\\:\0"):
+    if file in (".", "..") or any(c in file for c in "/\\:"):
         raise InputError(f"its index refers to the file {file!r} outside its own folder; refused")
-    if not (0 < width <= 65_536 and 0 < height <= 65_536) or pixels_at < 8:
+    if max(width, height) > 65_536 or pixels_at < 8:
         raise InputError(f"its index is damaged at byte {number}: {width} x {height} pixels at byte {pixels_at}")
     if kind not in BYTES_PER_SAMPLE:
         what = "colour (RGB) images; save grey values" if kind == 2 else f"images of the unknown pixel type {kind}"
         raise InputError(f"its index lists {what}")
     if packed:
         raise InputError(f"its index lists images compressed in a way that is not known ({packed})")
-    return IndexEntry(axes, file, pixels_at, width, height, kind, metadata_at, metadata_bytes), at + _NUMBERS.size
+    return IndexEntry(axes, file, pixels_at, width, height, kind, metadata_at, metadata_bytes), following
 
 
 def _text(data: bytes, at: int, limit: int, number: int) -> tuple[bytes, int]:
     if at + 4 > len(data):
         raise _HalfError
     (length,) = struct.unpack_from("<I", data, at)
-    if not 0 < length <= limit:
+    if not length:
+        raise _UnwrittenError(at + 4 - number, "a name without letters")
+    if length > limit:
         raise InputError(f"its index is damaged at byte {number}: a text of {length} bytes")
     if at + 4 + length > len(data):
         raise _HalfError

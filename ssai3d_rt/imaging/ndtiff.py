@@ -342,7 +342,7 @@ def _channel_names(steps: list[int | str], summary: dict[str, Any]) -> tuple[str
         if set(named) <= set(declared):
             return declared
         return tuple(named) + ("",) * max(0, count - len(named))
-    return (declared + ("",) * max(count, len(steps)))[: max(count, len(steps))]
+    return declared + ("",) * max(0, count - len(declared), len(steps) - len(declared))
 
 
 def _page(entry: IndexEntry) -> Page:

@@ -144,7 +144,7 @@ def zarr_images(folder: Path) -> list[ZarrImage]:
     if "plate" in attributes:
         raise InputError("it is a plate; restore the images of its wells one by one")
     if "bioformats2raw.layout" in attributes:
-        return [_image(folder, path, *_group(folder, path)) for path in _series(folder, version)]
+        return [_image(folder, path, *_group(folder, path, version)) for path in _series(folder, version)]
     raise IncompleteError("it describes no image (no multiscales in its metadata)")
 
 
@@ -163,7 +163,7 @@ def plain_path(path: object) -> str:
 
 
 def _series(folder: Path, version: int) -> list[str]:
-    """Return the paths of a bioformats2raw folder's images."""
+    """Return the paths of a bioformats2raw folder's images: listed, counted in the OME-XML, or else those there."""
     try:
         _, attributes = _group(folder, "OME", version)
     except IncompleteError:
@@ -173,6 +173,10 @@ def _series(folder: Path, version: int) -> list[str]:
         if len(listed) > MAX_IMAGES:
             raise InputError(f"it lists {len(listed)} images; not plausible")
         return [plain_path(path) for path in listed]
+    xml = folder / "OME" / "METADATA.ome.xml"
+    if os.path.lexists(xml):
+        count = len(re.findall(rb"<(?:\w+:)?Image[\s>]", read_member(xml, MAX_JSON_BYTES)))
+        return [str(number) for number in range(count)]
     found = [str(number) for number in itertools.takewhile(lambda n: (folder / str(n)).is_dir(), range(MAX_IMAGES))]
     if not found:
         raise IncompleteError("it holds no image yet")

@@ -125,20 +125,18 @@ def test_a_link_in_it_is_refused(tmp_path: Path) -> None:
     ("index", "reason"),
     [
         (entry(name="../a_NDTiffStack.tif"), "outside its own folder"),
-        (entry(name="..") + bytes(9), "outside its own folder"),
-        (entry(numbers=(206, 40, 32, 2, 0, 2766, 2, 0)) + entry(), "colour"),
-        (entry(numbers=(206, 40, 32, 9, 0, 2766, 2, 0)) + entry(), "unknown pixel type 9"),
-        (entry(numbers=(206, 0, 32, 1, 0, 2766, 2, 0)) + entry(name="x" * 80) * 2000, "0 x 32 pixels"),
-        (entry(numbers=(206, 1 << 31, 32, 1, 0, 2766, 2, 0)) + b"x", "2147483648 x 32 pixels"),
-        (entry(b"[" * 9999) + b"x", "damaged at byte 0"),
-        (entry({"z": 1.5}) + b"x", "damaged at byte 0: the axes are"),
+        (entry(name=".."), "outside its own folder"),
+        (entry(numbers=(206, 40, 32, 2, 0, 2766, 2, 0)), "colour"),
+        (entry(numbers=(206, 40, 32, 9, 0, 2766, 2, 0)), "unknown pixel type 9"),
+        (entry(numbers=(206, 0, 32, 1, 0, 2766, 2, 0)) + entry(), "0 x 32 pixels"),
+        (entry(numbers=(206, 1 << 31, 32, 1, 0, 2766, 2, 0)), "2147483648 x 32 pixels"),
+        (entry(b"[" * 9999), "damaged at byte 0"),
+        (entry({"z": 1.5}), "damaged at byte 0: the axes are"),
         (entry() + b"\xff\xff\xff\xffxxxx", "a text of 4294967295 bytes"),
     ],
     ids=["dots", "parent", "colour", "type", "no width", "huge", "deep json", "axis 1.5", "long text"],
 )
 def test_a_damaged_index_is_refused(index: bytes, reason: str) -> None:
-    if index.endswith(bytes(4)):
-        index += b"x"
     with pytest.raises(InputError, match=reason):
         parse(index)
 
