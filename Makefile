@@ -39,7 +39,7 @@ faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --table docs/reliability.md $(ARGS)
 
 faults-quick: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --quick $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --quick --jobs 2 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,10 +14,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,11 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="the quick part of the suite")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="names of drills or of modules; * works")
     parser.add_argument("--list", action="store_true", help="list the drills and what this machine lacks for them")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="drills at a time; some run alone all the same"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table of this document")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that daemons end and disks are unmounted
-    broken = load()
+    began, broken = time.monotonic(), load()
     chosen = choose(REGISTRY, given.only, quick=given.quick)
     if given.list:
         for drill in chosen:
@@ -60,10 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = [record for record in records if not given.only or record.name in given.only]
     for record in records:
         report(record, "")
-    for drill in chosen:
-        say(f"        {_rows(drill):>7}  {drill.name}: {drill.title} ...")
-        records.append(run(drill, quick=given.quick))
-    return finish(records, given.json, given.table)
+    records += run_all(chosen, quick=given.quick, jobs=given.jobs)
+    status = finish(records, given.json, given.table)
+    if len(records) > 1:
+        say(f"all of it took {time.monotonic() - began:.0f} s")
+    return status
 
 
 def choose(drills: Mapping[str, Drill], only: Sequence[str], *, quick: bool) -> list[Drill]:
@@ -75,6 +83,51 @@ def choose(drills: Mapping[str, Drill], only: Sequence[str], *, quick: bool) -> 
         and (not quick or drill.quick_s is not None)
     ]
     return sorted(picked, key=lambda drill: (drill.rows, drill.name))
+
+
+def run_all(drills: Sequence[Drill], *, quick: bool, jobs: int) -> list[Record]:
+    """Run drills and return what came of them, in their order; with several jobs each in a process of its own."""
+    if jobs == 1 or len(drills) == 1:
+        records = []
+        for drill in drills:
+            say(f"        {_rows(drill):>7}  {drill.name}: {drill.title} ...")
+            records.append(run(drill, quick=quick))
+        return records
+    together = [drill for drill in drills if not drill.alone]
+    running: set[subprocess.Popen[str]] = set()
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            found = dict(
+                zip([d.name for d in together], pool.map(partial(_apart, quick, running), together), strict=True)
+            )
+    finally:
+        for process in set(running):
+            process.terminate()
+    found |= {drill.name: _apart(quick, running, drill) for drill in drills if drill.alone}
+    return [found[drill.name] for drill in drills]
+
+
+def _apart(quick: bool, running: set[subprocess.Popen[str]], drill: Drill) -> Record:
+    """Run one drill in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "record.json")
+        command = [sys.executable, "-m", "tests.faults", "--only", drill.name, "--json", str(file)]
+        process = subprocess.Popen(
+            [*command, *(["--quick"] if quick else [])], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        running.add(process)
+        with process:
+            said, _ = process.communicate()
+        running.discard(process)
+        if not file.is_file():
+            record = Record(
+                drill.name, "failed", f"its process ended with {process.returncode}\n{said}", {}, 0.0, quick
+            )
+            report(record, "")
+            return record
+        say("\n".join(said.splitlines()[1:-1]))
+        (found,) = json.loads(file.read_text(encoding="utf-8"))["drills"]
+        return Record(**found)
 
 
 def run(drill: Drill, *, quick: bool) -> Record:

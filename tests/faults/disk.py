@@ -31,19 +31,19 @@ _FAILING = {
 _SAID = re.compile(r"input/output error|disk i/o error|cannot be read|could not be", re.IGNORECASE)
 
 
-@drill(row=11, title="no room for results", bar=4, quick_s=60, full_s=180, needs=("linux", "mount"))
+@drill(row=11, title="no room for results", bar=4, quick_s=20, full_s=180, needs=("linux", "mount"))
 def no_room_for_results(lab: Lab) -> Outcome:
     """The results' disk is a tmpfs of 256 KiB; when the daemon waits, it is enlarged by a remount."""
     return _starved(lab, lab.out, {"size": "256k"}, {"size": "64m"}, "No space left|GB free")
 
 
-@drill(row=12, title="no room for the ledger", bar=4, quick_s=60, full_s=180, needs=("linux", "mount"))
+@drill(row=12, title="no room for the ledger", bar=4, quick_s=20, full_s=180, needs=("linux", "mount"))
 def no_room_for_the_ledger(lab: Lab) -> Outcome:
     """The ledger's disk is a tmpfs of 256 KiB; when the daemon complains, it is enlarged by a remount."""
     return _starved(lab, lab.folder / "ledger", {"size": "256k"}, {"size": "64m"}, "could not be written|cannot be")
 
 
-@drill(row=13, title="no inodes for results", bar=4, quick_s=60, full_s=180, needs=("linux", "mount"))
+@drill(row=13, title="no inodes for results", bar=4, quick_s=None, full_s=180, needs=("linux", "mount"))
 def no_inodes(lab: Lab) -> Outcome:
     """The results' disk is a tmpfs of 9 inodes; when the daemon waits, it is enlarged by a remount."""
     return _starved(lab, lab.out, {"size": "64m", "nr_inodes": 9}, {"nr_inodes": 4000}, "No space left")
@@ -53,7 +53,7 @@ def _starved(
     lab: Lab, small: Path, before: dict[str, str | int], after: dict[str, str | int], complaint: str
 ) -> Outcome:
     """Restore stacks while one folder is on a disk that is too small; make room; see how soon it goes on."""
-    number, hold_s = (15, 8.0) if lab.quick else (50, 40.0)
+    number, hold_s = (10, 7.0) if lab.quick else (50, 40.0)
     with tmpfs(small, **before):
         ledger = lab.folder / "ledger" / "ledger.sqlite"
         sources = lab.stacks(number, z_um=0.8)
@@ -78,7 +78,7 @@ def _starved(
     return Outcome(not complaints, figures, words(complaints, good))
 
 
-@drill(row=14, title="input/output error at every call", quick_s=90, full_s=900, needs=("linux", "strace"))
+@drill(row=14, title="input/output error at every call", quick_s=40, full_s=900, needs=("linux", "strace"))
 def errors_at_every_call(lab: Lab) -> Outcome:
     """strace returns EIO at the Nth read, write, sync, link and so on of one stack, in the daemon and in its child."""
     complaints, figures = list[str](), dict[str, int]()
@@ -86,7 +86,7 @@ def errors_at_every_call(lab: Lab) -> Outcome:
     for whom, calls in _FAILING.items():
         plan = _points_on_disk(lab, whom, calls)
         figures[f"calls_{whom}"] = len(plan)
-        for call, which in plan[:: max(1, len(plan) // 5)] if lab.quick else plan:
+        for call, which in plan[1 :: max(1, len(plan) // 3)] if lab.quick else plan:
             point = Lab(lab.folder / f"{whom}-{call}-{which}", quick=lab.quick)
             end, found = _with_error(point, whom, calls, f"{call}:error=EIO:when={which}")
             ends[end] += 1

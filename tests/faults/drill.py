@@ -69,6 +69,7 @@ class Drill:
     quick_s: float | None
     full_s: float
     needs: tuple[str, ...]
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def drill(
     bar: int | None = None,
     quick_s: float | None = None,
     needs: tuple[str, ...] = (),
+    alone: bool = False,
     registry: dict[str, Drill] | None = None,
 ) -> Callable[[Callable[[Lab], Outcome]], Callable[[Lab], Outcome]]:
     """Register a drill under its function's name.
@@ -110,6 +112,8 @@ def drill(
         Number of the acceptance bar that it proves.
     needs
         What the machine must have, see `missing`.
+    alone
+        Whether nothing else may run beside it: it measures time, or changes the whole machine.
     registry
         Where to; the suite's.
     """
@@ -128,8 +132,9 @@ def drill(
         unknown = [need for need in needs if need not in needs_known()]
         if unknown:
             raise ValueError(f"{name}: nobody knows how to look for {unknown}")
+        by_itself = alone or "inotify-sysctl" in needs
         module = function.__module__.rpartition(".")[2]
-        known[name] = Drill(name, module, function, rows, title, words, bar, quick_s, full_s, needs)
+        known[name] = Drill(name, module, function, rows, title, words, bar, quick_s, full_s, needs, by_itself)
         return function
 
     return register

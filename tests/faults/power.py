@@ -41,10 +41,10 @@ class Cut:
     promised: frozenset[str]
 
 
-@drill(row=8, title="power cut at random", bar=3, quick_s=60, full_s=900, needs=("linux", "loop"))
+@drill(row=8, title="power cut at random", bar=3, quick_s=20, full_s=900, needs=("linux", "loop"))
 def power_cuts(lab: Lab) -> Outcome:
     """A mounted disk's image (loop, ext4, commit=600) is copied while the daemon works; it then starts on the copy."""
-    rounds, cuts, stacks = (1, 6, 8) if lab.quick else (5, 20, 20)
+    rounds, cuts, stacks = (1, 4, 6) if lab.quick else (5, 20, 20)
     complaints, promised, rng = list[str](), 0, random.Random(8)
     for number in range(rounds):
         run = Lab(lab.folder / f"round{number}", quick=lab.quick)
@@ -64,7 +64,7 @@ def power_cuts(lab: Lab) -> Outcome:
     return Outcome(not complaints, figures, words(complaints, good))
 
 
-@drill(row=9, title="power cut, negative control", bar=3, quick_s=40, full_s=60, needs=("linux", "loop", "gcc"))
+@drill(row=9, title="power cut, negative control", bar=3, quick_s=10, full_s=60, needs=("linux", "loop", "gcc"))
 def power_cuts_without_sync(lab: Lab) -> Outcome:
     """The same with fsync as a no-op (LD_PRELOAD): of everything, then of all but the ledger. It must be noticed."""
     shim, figures, unseen = built("nosync", lab.folder), dict[str, int](), list[str]()
@@ -72,7 +72,7 @@ def power_cuts_without_sync(lab: Lab) -> Outcome:
         run = Lab(lab.folder / name, quick=lab.quick)
         env = {"LD_PRELOAD": str(shim), "NOSYNC_SPARES": spares}
         figures[name] = 0
-        for cut in _cut(run, 4, 8, random.Random(9), env):
+        for cut in _cut(run, 3, 6, random.Random(9), env):
             with mounted("-o", "loop", cut.image, at=run.folder / "disk"):
                 figures[name] += len(_wrong(run, cut))
         if not figures[name]:
@@ -80,7 +80,7 @@ def power_cuts_without_sync(lab: Lab) -> Outcome:
     return Outcome(not unseen, figures, words(unseen, "without syncs the same drill fails, as it must"))
 
 
-@drill(row=10, title="order of syncs and names", bar=3, quick_s=25, full_s=40, needs=("linux", "strace", "gcc"))
+@drill(row=10, title="order of syncs and names", bar=3, quick_s=10, full_s=40, needs=("linux", "strace", "gcc"))
 def sync_audit(lab: Lab) -> Outcome:
     """strace of daemon and child: the syncs before and after each name; with fsync as a no-op it must complain."""
     number = 3 if lab.quick else 20

@@ -29,10 +29,10 @@ PHASES = ("reading", "restoring", "writing", "publishing")
 """What a stack is at: it is hashed; it is in memory; its result has a temporary name; its result gets its name."""
 
 
-@drill(row=1, title="kill -9 at random times", bar=1, quick_s=60, full_s=480, needs=("linux", "gcc"))
+@drill(row=1, title="kill -9 at random times", bar=1, quick_s=35, full_s=480, needs=("linux", "gcc"))
 def random_kills(lab: Lab) -> Outcome:
     """SIGKILL, half at random moments, half in the phase that was hit least; syncs and opens slowed to widen phases."""
-    number, kills = (12, 24) if lab.quick else (100, 200)
+    number, kills = (10, 16) if lab.quick else (100, 200)
     sources = lab.stacks(number, folder=lab.folder / "sources")
     calm = undisturbed(lab, sources)
     slow = {"LD_PRELOAD": str(built("slow", lab.folder)), "SLOW_PATH": str(lab.incoming)}
@@ -57,7 +57,7 @@ def random_kills(lab: Lab) -> Outcome:
     made = {path.name: path for path in lab.finals()}
     same = [name for name, path in calm.items() if name in made and fingerprint(made[name]) == fingerprint(path)]
     identical = [name for name in same if made[name].read_bytes() == calm[name].read_bytes()]
-    few = [phase for phase in PHASES if hit[phase] < (2 if lab.quick else 20)]
+    few = [phase for phase in PHASES if hit[phase] < (1 if lab.quick else 20)]
     complaints += [f"only {hit[phase]} kills while {phase}" for phase in few]
     complaints += [] if len(same) == number else [f"{number - len(same)} results differ from the undisturbed run"]
     figures = {"stacks": number, "kills": kills, **{f"kills_{phase}": hit[phase] for phase in (*PHASES, "between")}}
@@ -75,7 +75,7 @@ def kill_at_every_call(lab: Lab) -> Outcome:
     for whom in ("daemon", "child"):
         plan = reference(lab, whom, CHANGES)
         figures[f"calls_{whom}"] = len(plan)
-        for call, which in plan[:: max(1, len(plan) // 6)] if lab.quick else plan:
+        for call, which in plan[:: max(1, len(plan) // 4)] if lab.quick else plan:
             point = Lab(lab.folder / f"{whom}-{call}-{which}", quick=lab.quick)
             struck = _strike(point, whom, f"{call}:signal=SIGKILL:when={which}")
             fired += struck
@@ -101,10 +101,10 @@ def _strike(lab: Lab, whom: str, inject: str) -> bool:
     return struck
 
 
-@drill(row=3, title="SIGTERM while busy", quick_s=20, full_s=150, needs=("linux",))
+@drill(row=3, title="SIGTERM while busy", quick_s=10, full_s=150, needs=("linux",))
 def polite_stops(lab: Lab) -> Outcome:
     """SIGTERM at random moments while stacks are restored; then the next start."""
-    stops, rng = (6 if lab.quick else 50), random.Random(3)
+    stops, rng = (4 if lab.quick else 50), random.Random(3)
     sources = lab.stacks(stops)
     statuses, seconds = [], []
     for _ in range(stops):
@@ -126,7 +126,7 @@ def polite_stops(lab: Lab) -> Outcome:
 @drill(row=4, title="the restoring process is killed", bar=9, quick_s=25, full_s=200, needs=("linux",))
 def child_kills(lab: Lab) -> Outcome:
     """SIGKILL to the child alone at random moments."""
-    kills, rng, seconds = (12 if lab.quick else 100), random.Random(4), list[float]()
+    kills, rng, seconds = (6 if lab.quick else 100), random.Random(4), list[float]()
     sources = lab.stacks(kills, folder=lab.folder / "sources")
     with lab.daemon(delay_s=0.1, quiet_s=0.05, attempts=1000) as daemon:
         for kill in range(kills):
@@ -183,15 +183,15 @@ def two_daemons(lab: Lab) -> Outcome:
 
 @drill(row=7, title="crash loop: the restorer cannot be opened", quick_s=20, full_s=40, needs=("linux",))
 def crash_loop(lab: Lab) -> Outcome:
-    """The restorer refuses to open: at the start of the daemon, five times; then after its process was killed."""
+    """The restorer refuses to open: at some starts of the daemon; then after its process was killed."""
     away, complaints, seconds = lab.folder / "away", list[str](), list[float]()
-    recipe = QuickRecipe(lab.log, refuse_while=away)
+    recipe, starts = QuickRecipe(lab.log, refuse_while=away), 2 if lab.quick else 5
     lab.stacks(3)
     with lab.daemon(recipe=recipe):
         lab.wait_done(3)
     before, finals = lab.entries(), lab.finals()
     away.touch()
-    for _ in range(5):
+    for _ in range(starts):
         with lab.daemon(recipe=recipe, wait=False) as daemon:
             began = time.monotonic()
             status = daemon.process.wait(60)
@@ -214,7 +214,7 @@ def crash_loop(lab: Lab) -> Outcome:
     complaints += [] if all(gap >= 0.9 for gap in gaps) else [f"no back-off: {gaps} s between starts"]
     complaints += [] if waiting.get("done") == 3 and not waiting.get("failed") else [f"stacks were blamed: {waiting}"]
     complaints += [*lab.check(done=5), *changed(lab, finals)]
-    figures = {"starts_refused": 5, "end_p95_s": percentile(seconds, 0.95), "seconds_between_tries": gaps}
+    figures = {"starts_refused": starts, "end_p95_s": percentile(seconds, 0.95), "seconds_between_tries": gaps}
     good = "it ends with the reason at the start, tries again with growing pauses later; no stack is blamed"
     return Outcome(not complaints, figures, words(complaints, good))
 
