@@ -27,7 +27,8 @@ SETTING = Setting("2031-02-03", "4 cores, Linux 6.1")
 def registered(run: Callable[[Lab], Outcome], **options: Any) -> Drill:
     """Register a drill in a registry of its own."""
     registry: dict[str, Drill] = {}
-    drill(**{"row": 7, "title": "a fault", "full_s": 1.0, "quick_s": 1.0, "registry": registry} | options)(run)
+    defaults: dict[str, Any] = {"row": 7, "title": "a fault", "full_s": 1.0, "quick_s": 1.0, "registry": registry}
+    drill(**defaults | options)(run)
     return registry.popitem()[1]
 
 

@@ -95,14 +95,15 @@ def run_all(drills: Sequence[Drill], *, quick: bool, jobs: int) -> list[Record]:
         return records
     together = [drill for drill in drills if not drill.alone]
     running: set[subprocess.Popen[str]] = set()
-    try:
-        with ThreadPoolExecutor(jobs) as pool:
-            found = dict(
-                zip([d.name for d in together], pool.map(partial(_apart, quick, running), together), strict=True)
-            )
-    finally:
-        for process in set(running):
-            process.terminate()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            done = list(pool.map(partial(_apart, quick, running), together))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(running):
+                process.terminate()
+            raise
+    found = {record.name: record for record in done}
     found |= {drill.name: _apart(quick, running, drill) for drill in drills if drill.alone}
     return [found[drill.name] for drill in drills]
 
@@ -117,7 +118,11 @@ def _apart(quick: bool, running: set[subprocess.Popen[str]], drill: Drill) -> Re
         )
         running.add(process)
         with process:
-            said, _ = process.communicate()
+            try:
+                said, _ = process.communicate()
+            except BaseException:
+                process.terminate()
+                raise
         running.discard(process)
         if not file.is_file():
             record = Record(
