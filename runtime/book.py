@@ -99,12 +99,11 @@ class Book:
         """Return those of some files that are settled, and still what they were then."""
         if not files:
             return set()
-        by_name = {os.fsencode(path): path for path in files}
-        return {
-            by_name[name]
-            for name, identity in self.ledger.settled()
-            if name in by_name and files[by_name[name]] == identity
+        sought = {
+            (os.fsencode(path), str(now.inode), now.size, now.mtime_ns, now.ctime_ns): path
+            for path, now in files.items()
         }
+        return {sought[row] for row in self.ledger.settled() if row in sought}
 
     def see(self, path: Path, identity: Identity) -> Entry:
         """Enter a file that was not known."""

@@ -45,8 +45,9 @@ _AT_WORK = (State.RUNNING, State.PUBLISHING)
 _INBOX_S = 0.5
 _JUDGING_S = 0.5
 """Time spent on judging before the worker is heard again."""
-_SLOW_SCANS, _SLOW_S = 2.0, 5.0
-"""A folder whose scan takes longer than so many intervals, and so many seconds, does not answer."""
+_SLOW_SCANS, _SLOW_S = 3.0, 10.0
+"""A folder whose scan takes longer than so many intervals or last scans, and so many seconds, does not answer."""
+_FORGOTTEN_AT_ONCE = 10_000
 _WAITED_FOR = (*_PENDING, State.READY, State.FAILED, State.SKIPPED)
 
 
@@ -221,14 +222,15 @@ class Intake:
         self.problems[root] = words
 
     def _note_slow_folders(self) -> None:
-        for root in self._scanner.slow(max(_SLOW_S, _SLOW_SCANS * self._settings.scan_s)):
+        longest_s = max([self._settings.scan_s, *self.scan_took_s.values()])
+        for root in self._scanner.slow(max(_SLOW_S, _SLOW_SCANS * longest_s)):
             if not self.problems[root]:
                 self._problem(root, "does not answer")
 
     def _forget(self, root: Path, found: Found, last: dict[Path, Identity] | None) -> None:
         """Note which files are gone on which something was still to be done."""
         if last is None:
-            entries = self._book.ledger.below(root, _WAITED_FOR)
+            entries = self._book.ledger.below(root, _WAITED_FOR, _FORGOTTEN_AT_ONCE)
         else:
             rows = (self._book.row(path) for path in last if path not in found.files)
             entries = [entry for entry in rows if entry is not None and entry.state in _WAITED_FOR]

@@ -273,28 +273,29 @@ class Ledger:
         values = (*(state.value for state in SETTLED), Fault.INCOMPLETE.value)
         return list(self._select(f"AND (state NOT IN ({marks}) OR fault=?) ORDER BY id", *values))
 
-    def settled(self) -> Iterator[tuple[bytes, Identity]]:
-        """Path (as the system has it) and identity of every row on which nothing is to be done."""
+    def settled(self) -> Iterator[tuple[bytes, str, int, int, int]]:
+        """Give path, inode, size and times of every row on which nothing is to be done, as they are stored."""
         marks = ", ".join("?" * (len(SETTLED) - 1))
         sql = (
-            "SELECT path, device, inode, size, mtime_ns, ctime_ns FROM stacks "
+            "SELECT path, inode, size, mtime_ns, ctime_ns FROM stacks "
             f"WHERE bundle=? AND parameters=? AND state IN ({marks}) AND fault!=?"
         )
         states = (state.value for state in SETTLED if state is not State.GONE)
         values = (self.job.bundle, self.job.parameters, *states, Fault.INCOMPLETE.value)
         with self._reading():
-            for path, device, inode, *rest in self._database.execute(sql, values):
-                yield path, Identity(device, int(inode), *rest)
+            rows = self._database.cursor()
+            rows.row_factory = None  # a million of them
+            yield from rows.execute(sql, values)
 
     def done_after(self, row: int, most: int) -> list[Entry]:
         """Return some done rows, in order, from the one after `row` on."""
         return list(self._select("AND state='done' AND id>? ORDER BY id LIMIT ?", row, most))
 
-    def below(self, folder: Path, states: Iterable[State]) -> list[Entry]:
-        """Rows of files below a folder, in one of these states."""
+    def below(self, folder: Path, states: Iterable[State], most: int) -> list[Entry]:
+        """Return at most so many rows of files below a folder, in one of these states."""
         wanted = [state.value for state in states]
-        match = f"AND path>=? AND path<? AND state IN ({', '.join('?' * len(wanted))}) ORDER BY id"
-        return list(self._select(match, *_range_below(folder), *wanted))
+        match = f"AND path>=? AND path<? AND state IN ({', '.join('?' * len(wanted))}) ORDER BY id LIMIT ?"
+        return list(self._select(match, *_range_below(folder), *wanted, most))
 
     def knows_below(self, folder: Path) -> bool:
         """Whether any file below a folder was ever seen, whatever the job."""
