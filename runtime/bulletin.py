@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ssai3d_rt.runtime.book import Book, WatchEvent
     from ssai3d_rt.runtime.intake import Intake
-    from ssai3d_rt.runtime.line import Line
+    from ssai3d_rt.runtime.line import Canary, Line
     from ssai3d_rt.runtime.notify import Notifier
     from ssai3d_rt.runtime.roots import Roots
     from ssai3d_rt.runtime.settings import WatchSettings
@@ -45,6 +45,7 @@ class Bulletin:
         self._next = self._next_write = 0.0
         self._scanned_at: dict[Path, float] = {}
         self._ready_at: dict[Path, float] = {}
+        self._canary: Canary | None = None
         self._said_ready = False
 
     def hear(self, event: WatchEvent) -> None:
@@ -69,7 +70,7 @@ class Bulletin:
         if now >= self._next_write:
             self._next_write = now + _WRITE_S
             book.ledger.note(BEAT, f"{time.time():.3f}")
-        self._vitals.ledger()
+            self._vitals.ledger()
         for root, problem in intake.problems.items():
             scanned_at = intake.scanned_at.get(root)
             if problem:
@@ -77,9 +78,10 @@ class Bulletin:
             elif scanned_at is not None and self._scanned_at.get(root) != scanned_at:
                 self._vitals.root(root, took_s=intake.scan_took_s.get(root, 0.0))
                 self._scanned_at[root] = scanned_at
-        self._tell_disk(line.paused)
-        if line.canary is not None:
-            self._vitals.canary(*line.canary)
+        self._tell_disk(line.refused)
+        if line.canary is not None and line.canary is not self._canary:
+            self._canary = line.canary
+            self._vitals.canary(line.canary.passed, line.canary.detail)
         worker = line.worker
         state = WorkerState.BUSY if line.busy else WorkerState.IDLE if worker.idle else WorkerState.STARTING
         if worker.process_id is None and worker.failures:
@@ -100,6 +102,7 @@ class Bulletin:
         self._vitals.beat()
         self._notifier.beat(time.monotonic())
         self._vitals.ledger(words)
+        self._next_write = 0.0
 
     def stopping(self) -> None:
         """Tell that the daemon ends."""

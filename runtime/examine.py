@@ -40,7 +40,7 @@ def examine(order: Examine, progress: Progress = silent) -> str:
     OSError
         A file cannot be read.
     """
-    content = content_hash(order.files)
+    content = content_hash(order.files, below=order.source)
     with open_acquisition(order.source, order.voxel_z_um, order.voxel_xy_um) as acquisition:
         for number, key in enumerate(acquisition.keys):
             progress("examine", number, len(acquisition.keys))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.runtime.complete import Judgement
 from ssai3d_rt.runtime.ledger import Fault, State
-from ssai3d_rt.runtime.scan import MARKER, Found, candidate, scan
+from ssai3d_rt.runtime.scan import MARKER, Found, candidate, is_data_set, owner_of, scan
 from ssai3d_rt.runtime.scanner import Scanned, Scanner
 from ssai3d_rt.runtime.submit import pending
 
@@ -47,6 +47,7 @@ _JUDGING_S = 0.5
 """Time spent on judging before the worker is heard again."""
 _SLOW_SCANS, _SLOW_S = 3.0, 10.0
 """A folder whose scan takes longer than so many intervals or last scans, and so many seconds, does not answer."""
+_STIRRED_S, _STIRRED_SCANS = 1.0, 5.0
 _FORGOTTEN_AT_ONCE = 10_000
 _WAITED_FOR = (*_PENDING, State.READY, State.FAILED, State.SKIPPED)
 
@@ -164,7 +165,15 @@ class Intake:
         heapq.heappush(self._due, (now + self._settings.quiet_s, path))
 
     def _hint(self, path: Path, closed: bool, now: float) -> None:
-        if not self.answers(path):
+        root = self._roots.root_of(path)
+        if root is None or self.problems[root]:
+            return
+        if (owner := owner_of(path, root)) != path:
+            # Something in a data set, which may have thousands of files: the next scan comes sooner.
+            soon = now + max(_STIRRED_S, _STIRRED_SCANS * self.scan_took_s.get(root, 0.0))
+            self._next_scan = min(self._next_scan, soon)
+            if owner not in self._looks:
+                self.look(owner, candidate(owner), now)
             return
         if path.name.lower().endswith(MARKER):
             self._next_scan = now
@@ -254,7 +263,7 @@ class Intake:
         for word, path in pending(self._roots.out):
             files: list[Path] = []
             if path is not None and self._roots.root_of(path) is not None:
-                files = list(scan(path).files) if path.is_dir() else [path]
+                files = list(scan(path).files) if path.is_dir() and not is_data_set(path) else [path]
             for file in files:
                 self.look(file, candidate(file), now)
                 if (entry := self._book.row(file)) is not None:

@@ -216,7 +216,7 @@ class Ledger:
         """
         if state is not entry.state and state not in LEGAL[entry.state]:
             raise ValueError(f"{shown(entry.path)}: no way from {entry.state.value} to {state.value}")
-        merged = {"fault": Fault.NONE, "reason": ""} | changes
+        merged = {"fault": Fault.NONE} | changes | {"reason": shown(changes.get("reason", ""))}
         new = replace(entry, state=state, identity=identity or entry.identity, updated_at=time.time(), **merged)
         fields = ", ".join(f"{name}=?" for name in _MUTABLE)
         values = (getattr(new, name) for name in _MUTABLE)

@@ -34,7 +34,7 @@ from ssai3d_rt.runtime.messages import (
 from ssai3d_rt.runtime.publish import make_folder, place, remove_stale, require_space
 from ssai3d_rt.runtime.recovery import take_back
 from ssai3d_rt.runtime.results import Results
-from ssai3d_rt.runtime.scan import candidate
+from ssai3d_rt.runtime.scan import candidate, files_of
 from ssai3d_rt.runtime.worker import Worker
 
 if TYPE_CHECKING:
@@ -49,6 +49,14 @@ if TYPE_CHECKING:
     from ssai3d_rt.runtime.settings import WatchSettings
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canary:
+    """Whether the device computed what it should, and if not, how that showed."""
+
+    passed: bool
+    detail: str = ""
 
 
 @dataclass(slots=True)
@@ -95,8 +103,11 @@ class Line:
         self._refusals = 0
         self._ever_ready = False
         self.paused = ""
-        self.canary: tuple[bool, str] | None = None
-        """Whether the device computed what it should when it was last looked at, and if not, what it said."""
+        """Why no stack is begun for now; empty where they are."""
+        self.refused = ""
+        """What the results' disk said when it refused to store; empty since it last stored something."""
+        self.canary: Canary | None = None
+        """How the last look at the device ended."""
 
     @property
     def busy(self) -> bool:
@@ -148,7 +159,7 @@ class Line:
                 self._intake.wait_again(entry, judged.reason)
                 continue
             self._examined = _Work(path, self._roots.folder_of(path), now)
-            files = (path, *(path.with_name(name) for name in judged.also))
+            files = (*files_of(path), *(path.with_name(name) for name in judged.also))
             self.examiner.order(Examine(path, files, self._settings.voxel_z_um, self._settings.voxel_xy_um))
             return
 
@@ -203,7 +214,7 @@ class Line:
             self._progress(message.label, message.done, message.total)
         elif isinstance(message, Ready):
             self._ever_ready = True
-            self.canary = (True, "")
+            self.canary = Canary(True)
             logger.info("restoring with %s", message.name)
         elif isinstance(message, NotReady):
             if not self._ever_ready:
@@ -237,7 +248,8 @@ class Line:
             self._failed(work, Kind.STORAGE, str(error), now)
             return
         self._work = None
-        self.canary = (True, "")
+        self.canary = Canary(True)
+        self.refused = ""
         if self._refusals:
             self._say_paused("")
         self._refusals = 0
@@ -255,7 +267,7 @@ class Line:
                 kind = Kind.WORKER if not self.worker.shrink() else kind
             if kind is Kind.DEVICE:
                 logger.error("%s; the restoring process is started again", reason)
-                self.canary = (False, reason)
+                self.canary = Canary(False, reason)
                 kind = Kind.WORKER
             if kind is Kind.WORKER and self.worker.idle:
                 self.worker.restart(failed=True)
@@ -265,6 +277,7 @@ class Line:
         # A stack that was only examined has not counted this attempt yet.
         attempts = entry.attempts + (entry.state is State.READY)
         if kind is Kind.STORAGE:
+            self.refused = reason
             self._pause(reason, now)
             if entry.state is State.PUBLISHING:
                 take_back(entry)

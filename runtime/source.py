@@ -83,11 +83,16 @@ def open_source(path: Path) -> io.FileIO:
     return file
 
 
-def content_hash(paths: Iterable[Path]) -> str:
-    """SHA-256 of the bytes of one file, or of several in the order given, in hexadecimal."""
+def content_hash(paths: Iterable[Path], *, below: Path | None = None) -> str:
+    """SHA-256 of the bytes of one file, or of several in the order given, in hexadecimal.
+
+    The name and size of a file below the folder `below` count too: there, which bytes are in which file has a meaning.
+    """
     digest = hashlib.sha256()
     for path in paths:
         with open_source(path) as file:
+            if below is not None and path != below and path.is_relative_to(below):
+                digest.update(os.fsencode(path.relative_to(below)) + b"\0%d\0" % os.fstat(file.fileno()).st_size)
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()

@@ -126,8 +126,8 @@ def watch(
         stack.callback(lambda: ledger.close())  # the one that is open then
         remember_ledger(roots.out, path)
         stop = stop or stack.enter_context(stop_on_signals())
-        if health is not None and health.port:
-            stack.enter_context(serve(vitals, health, out=roots.out, ledger=path, roots=roots.folders))
+        serving = serve(vitals, health or HealthSettings(), out=roots.out, ledger=path, roots=roots.folders)
+        stack.enter_context(serving)
         bulletin = Bulletin(vitals, notifier or Notifier(), roots, settings)
         daemon = _Daemon(roots, recipe, settings, bulletin, listener, progress)
         stack.callback(bulletin.stopping)
