@@ -25,7 +25,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from ssai3d_rt.errors import BackendError, DeviceError, IncompleteError, InputError, Ssai3dError, StorageError
+from ssai3d_rt.errors import (
+    BackendError,
+    DeviceError,
+    IncompleteError,
+    InputError,
+    NotAStackError,
+    Ssai3dError,
+    StorageError,
+)
 from ssai3d_rt.runtime.complete import completeness
 from ssai3d_rt.runtime.examine import examine
 from ssai3d_rt.runtime.messages import (
@@ -168,6 +176,8 @@ def _answer(restorer: Restorer | None, command: Command, pace: _Pacer, outbound:
         return _restored(restorer, command, progress)
     except IncompleteError as error:
         return Failed(Kind.INCOMPLETE, _words(error))
+    except NotAStackError as error:
+        return Failed(Kind.NOT_OURS, _words(error))
     except InputError as error:
         return Failed(Kind.INPUT, _words(error))
     except StorageError as error:

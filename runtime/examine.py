@@ -7,7 +7,7 @@ decoding library complains about, samples that are not finite, a file that chang
 >>> import numpy as np, tempfile, tifffile
 >>> from pathlib import Path
 >>> path = Path(tempfile.mkdtemp()) / "cells.tif"
->>> tifffile.imwrite(path, np.full((4, 8, 8), np.nan, "float32"), imagej=True)
+>>> tifffile.imwrite(path, np.full((4, 8, 8), np.nan, "float32"), imagej=True, metadata={"axes": "ZYX"})
 >>> examine(Examine(path, (path,), 0.4, 0.1))
 Traceback (most recent call last):
 ssai3d_rt.errors.InputError: ...cells.tif: 256 NaN or infinite samples; replace them before restoring

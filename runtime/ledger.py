@@ -80,8 +80,10 @@ SETTLED = (State.DONE, State.FAILED, State.SKIPPED, State.GONE)
 LEGAL: dict[State, frozenset[State]] = {
     State.SEEN: frozenset({State.WAITING, State.READY, State.FAILED, State.SKIPPED, State.GONE}),
     State.WAITING: frozenset({State.READY, State.FAILED, State.SKIPPED, State.GONE}),
-    State.READY: frozenset({State.RUNNING, State.WAITING, State.DONE, State.FAILED, State.GONE}),
-    State.RUNNING: frozenset({State.PUBLISHING, State.READY, State.WAITING, State.DONE, State.FAILED, State.GONE}),
+    State.READY: frozenset({State.RUNNING, State.WAITING, State.DONE, State.FAILED, State.SKIPPED, State.GONE}),
+    State.RUNNING: frozenset(
+        {State.PUBLISHING, State.READY, State.WAITING, State.DONE, State.FAILED, State.SKIPPED, State.GONE}
+    ),
     State.PUBLISHING: frozenset({State.DONE, State.READY, State.FAILED}),
     State.DONE: frozenset({State.WAITING, State.READY, State.GONE}),
     State.FAILED: frozenset({State.WAITING, State.READY, State.SKIPPED, State.GONE}),

@@ -284,6 +284,8 @@ class Line:
             self._book.move(entry, State.READY, attempts=attempts - 1, results=(), reason=reason)
         elif kind is Kind.MEMORY:
             self._book.move(entry, State.READY, attempts=attempts - 1, reason=reason)
+        elif kind is Kind.NOT_OURS:
+            self._book.move(entry, State.SKIPPED, reason=reason)
         elif kind is Kind.INPUT:
             self._book.move(entry, State.FAILED, fault=Fault.INPUT, reason=reason)
         elif kind is Kind.INCOMPLETE and attempts < self._settings.attempts:

@@ -92,6 +92,8 @@ class Kind(str, Enum):
 
     INPUT = "input"
     INCOMPLETE = "incomplete"
+    NOT_OURS = "not-ours"
+    """In order, but no stack."""
     STORAGE = "storage"
     MEMORY = "memory"
     """The device has too little memory for so many tiles at once."""

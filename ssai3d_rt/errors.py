@@ -23,6 +23,10 @@ class IncompleteError(InputError):
     """A data set is not finished, or was cut off: fewer planes or bytes than it declares."""
 
 
+class NotAStackError(InputError):
+    """A single image, or several that are not planes: in order, but nothing that can be restored."""
+
+
 class VoxelSizeError(InputError):
     """The voxel size is absent or makes no sense; it is never assumed."""
 

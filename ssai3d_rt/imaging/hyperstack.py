@@ -10,7 +10,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from ssai3d_rt.errors import InputError
+from ssai3d_rt.errors import InputError, NotAStackError
 from ssai3d_rt.imaging.layout import Position, require_plausible
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.imaging.voxel import voxel_of_tags
@@ -41,7 +41,7 @@ def hyperstack_position(source: TiffSource) -> Position:
         kind, description = "TIFF", {}
         axes = [("Z", len(source.pages))]
         if len(source.pages) == 1:
-            raise InputError(f"{shown(source.path)}: holds a single image, not a z-stack")
+            raise NotAStackError(f"{shown(source.path)}: holds a single image, not a z-stack")
     sizes = {"T": 1, "C": 1, "Z": 1} | dict(axes)
     require_plausible((sizes["T"], sizes["C"], sizes["Z"]), source.path)
     declared = math.prod(sizes.values())
@@ -95,7 +95,7 @@ def _imagej_axes(source: TiffSource) -> Axes:
     if sorted(order) != ["C", "T", "Z"]:
         raise InputError(f"{shown(source.path)}: its ImageJ description has dimension order {order!r}")
     if math.prod(sizes.values()) == 1:
-        raise InputError(f"{shown(source.path)}: holds a single image, not a z-stack")
+        raise NotAStackError(f"{shown(source.path)}: holds a single image, not a z-stack")
     return [(axis, sizes[axis]) for axis in reversed(order)]
 
 
@@ -130,7 +130,7 @@ def _shaped_axes(source: TiffSource, meta: dict[str, Any]) -> Axes:
     if not named and len(source.pages) > 1:  # written page by page, each with a description of its own
         return [("Z", len(source.pages))]
     if not named:
-        raise InputError(f"{name}: holds a single image, not a z-stack")
+        raise NotAStackError(f"{name}: holds a single image, not a z-stack")
     if {letter for letter, _ in named} - set("TCZ") or len({letter for letter, _ in named}) < len(named):
         raise InputError(
             f"{name}: shape {tuple(shape)} does not say which axis is z, channel or time; "

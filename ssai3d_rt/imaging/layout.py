@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from ssai3d_rt.errors import IncompleteError, InputError
+from ssai3d_rt.errors import IncompleteError, InputError, NotAStackError
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.imaging.tiff import Page, TiffSource
 
@@ -104,7 +104,8 @@ class Position:
                 if what == "one image"
                 else " of one plane each; if these are planes, save them as slices"
             )
-            raise InputError(f"{shown(self.path)}: holds {what}{hint}")
+            kind = NotAStackError if what == "one image" else InputError
+            raise kind(f"{shown(self.path)}: holds {what}{hint}")
 
     @property
     def shape(self) -> tuple[int, int, int]:

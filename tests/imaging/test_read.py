@@ -16,7 +16,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssai3d_rt.errors import IncompleteError, InputError, VoxelSizeError
+from ssai3d_rt.errors import IncompleteError, InputError, NotAStackError, VoxelSizeError
 from ssai3d_rt.imaging import open_acquisition, read_stack, read_stacks
 from tests.imaging.mmfile import write_mmstack
 
@@ -585,7 +585,7 @@ BAD: list[Any] = [
     pytest.param(circular, InputError, "page 4 leads back to an earlier page", id="circular"),
     pytest.param(bad_codec_data, InputError, "page 1 cannot be decoded", id="damaged compressed data"),
     pytest.param(bomb, InputError, "page 0 claims 289000000 bytes from", id="bomb"),
-    pytest.param(of_type(counts(6, 7)), InputError, "single image, not a z-stack", id="2D"),
+    pytest.param(of_type(counts(6, 7)), NotAStackError, "single image, not a z-stack", id="2D"),
     pytest.param(of_type(counts(6, 7, 3, dtype="uint8"), photometric="rgb"), InputError, r"colour \(RGB\)", id="RGB"),
     pytest.param(of_type(counts(4, 6, 7, dtype="complex64")), InputError, "sample type complex64", id="complex"),
     pytest.param(of_type(counts(4, 6, 7, dtype="int8")), InputError, "sample type int8", id="int8"),
