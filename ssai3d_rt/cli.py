@@ -82,7 +82,7 @@ _add(surgeon_app, "rank", surgeon.rank, "ssai3d-rt surgeon rank cells.tif --rig 
 _add(surgeon_app, "train", surgeon.train, "ssai3d-rt surgeon train -o my-surgeon --base reds64")
 app.add_typer(config_app, name="config")
 _add(config_app, "check", config.check, "ssai3d-rt config check rig.toml")
-_add(config_app, "example", config.example, "ssai3d-rt config example")
+_add(config_app, "example", config.example, "ssai3d-rt config example -o rig.toml")
 _add(config_app, "show", config.show, "ssai3d-rt config show rig.toml")
 app.add_typer(service_app, name="service")
 _add(service_app, "install", service.install, "ssai3d-rt service install --config rig.toml --run-as microscope")

@@ -61,7 +61,13 @@ def test_check(rig: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_example_and_show(rig: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "example"]) == 0
-    (tmp_path / "example.toml").write_text(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    example = ["config", "example", "-o", str(tmp_path / "example.toml")]
+    assert cli.main(example) == 0
+    assert (tmp_path / "example.toml").read_text() == printed
+    assert "config check" in capsys.readouterr().out
+    assert cli.main(example) == 1
+    assert "exists already" in capsys.readouterr().err
     assert cli.main(["config", "check", str(tmp_path / "example.toml")]) == 1  # its folders are not there
     assert "unknown" not in capsys.readouterr().out
     assert cli.main(["config", "show", str(rig)]) == 0

@@ -7,6 +7,8 @@ import typer
 
 from ssai3d_rt import console
 from ssai3d_rt.commands.options import Debug, Json
+from ssai3d_rt.errors import ConfigError
+from ssai3d_rt.imaging.openfile import shown
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A file of settings (TOML).")]
 
@@ -20,17 +22,31 @@ def check(file: File, as_json: Json = False, debug: Debug = False) -> None:
     from ssai3d_rt.runtime.rigcheck import complaints
 
     found = complaints(file)
-    console.emit({"problems": found}, as_json=as_json, lines=found or [f"{file} is in order"])
+    console.emit({"problems": found}, as_json=as_json, lines=found or [f"{shown(file)} is in order"])
     if found:
         console.fail(f"{len(found)} {'problem' if len(found) == 1 else 'problems'}; mend the file and check it again")
         raise typer.Exit(1)
 
 
-def example(as_json: Json = False, debug: Debug = False) -> None:
-    """Print a complete file of settings: every key with its meaning, unit, range and default."""
+def example(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new file for it, in place of printing it.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print a complete file of settings, or write it: every key with its meaning, unit, range and default."""
     from ssai3d_rt.runtime.rigexample import example as written
 
-    console.emit({"toml": written()}, as_json=as_json, lines=written().splitlines())
+    text = written()
+    if out is None:
+        console.emit({"toml": text}, as_json=as_json, lines=text.splitlines())
+        return
+    try:
+        with open(out, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{shown(out)} exists already and is left as it is; give another name") from None
+    lines = [f"wrote {shown(out)}; set folders, out and bundle, then run: ssai3d-rt config check {shown(out)}"]
+    console.emit({"path": str(out)}, as_json=as_json, lines=lines)
 
 
 def show(file: File, as_json: Json = False, debug: Debug = False) -> None:
