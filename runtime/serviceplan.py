@@ -45,6 +45,8 @@ class Plan:
         The Python that has this package.
     reads, writes
         Folders that are only read (raw data), and that are written.
+    fixed
+        Those of `reads` whose file system is not taken away under them: on the system's own, or mount points.
     needs
         What else it reads: settings, bundle, token.
     code
@@ -68,6 +70,7 @@ class Plan:
     python: Path
     reads: tuple[Path, ...]
     writes: tuple[Path, ...]
+    fixed: tuple[Path, ...] = ()
     needs: tuple[Path, ...] = ()
     code: tuple[Path, ...] = ()
     account: str = ""
@@ -132,6 +135,7 @@ def plan_of(
         python=Path(sys.executable),
         reads=rig.watch.folders,
         writes=_written(rig, out),
+        fixed=tuple(folder for folder in rig.watch.folders if _is_fixed(folder)),
         needs=tuple(path for path in needs if path is not None),
         code=tuple(dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), package])),
         account=_me() if user else _account(account, out),
@@ -148,6 +152,10 @@ def _written(rig: RigConfig, out: Path) -> tuple[Path, ...]:
     files = (rig.watch.ledger, rig.log.file)
     folders = [out, *(file.parent for file in files if file is not None)]
     return tuple(f for i, f in enumerate(folders) if not any(f.is_relative_to(g) for g in folders[:i]))
+
+
+def _is_fixed(folder: Path) -> bool:
+    return os.path.ismount(folder) or os.stat(folder).st_dev == os.stat(folder.anchor).st_dev
 
 
 def _account(asked: str | None, out: Path) -> str:

@@ -213,7 +213,12 @@ def _strong_walls(plan: Plan) -> Iterator[str]:
     yield "ProtectSystem=strict"
     yield f"ProtectHome={'read-only' if at_home else 'yes'}"
     yield f"PrivateTmp={'no' if temporary else 'yes'}"
-    yield from (f"ReadOnlyPaths={word(f'-{path}')}" for path in plan.reads)
+    for path in plan.reads:
+        if path in plan.fixed:
+            yield f"ReadOnlyPaths={word(f'-{path}')}"
+        else:
+            # systemd would mount the folder onto itself, and a share that is unmounted and mounted again stay hidden.
+            yield f"# {_escaped(path)} is not named, so that it is seen again after its disk or share was away."
     yield from (f"ReadWritePaths={word(path)}" for path in plan.writes)
     yield "DevicePolicy=closed"
     yield "DeviceAllow=char-nvidia* rw"

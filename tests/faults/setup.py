@@ -175,6 +175,7 @@ def _plan(lab: Lab, home: Path | None = None, *, net: bool = False) -> Plan:
         python=Path(sys.executable),
         reads=(folder / "incoming",),
         writes=(folder / "isotropic",),
+        fixed=(folder / "incoming",),
         needs=(folder / "rig.toml",),
         account="microscope",
         open_network=net,

@@ -70,7 +70,7 @@ def test_install_again_change_and_uninstall(rig: Rig) -> None:
     assert unit.stat().st_mtime_ns == before
     assert "restart" not in " ".join(rig.told())
 
-    rig.systemd().install(Plan("rig", Path("/etc/other.toml"), *(PLAN.python, PLAN.reads, PLAN.writes, (), (), "me")))
+    rig.systemd().install(Plan("rig", Path("/etc/other.toml"), *(PLAN.python, PLAN.reads, PLAN.writes), account="me"))
     assert "/etc/other.toml" in unit.read_text()
     assert rig.told()[-1] == "restart --no-block rig.service"
 
@@ -160,6 +160,7 @@ def test_the_plan_of_a_file(tmp_path: Path, tiny_bundle: Bundle, monkeypatch: py
     assert plan.config == tmp_path / "rig.toml"
     assert (plan.reads, plan.writes) == ((tmp_path / "raw",), (tmp_path / "iso", tmp_path / "local"))
     assert {tmp_path / "rig.toml", tiny_bundle.folder} == set(plan.needs)
+    assert set(plan.fixed) <= set(plan.reads)
     assert Path(sys.prefix) in plan.code
     assert (plan.account, plan.stop_s, plan.open_network, plan.logs) == ("nobody", 20.0, False, True)
     own = plan_of("rig.toml", user=True)

@@ -25,6 +25,7 @@ def plan(**changes: object) -> Plan:
         "config": Path("/etc/ssai3d-rt/rig.toml"),
         "python": Path(sys.executable),
         "reads": (Path("/data/raw"),),
+        "fixed": (Path("/data/raw"),),
         "writes": (Path("/data/isotropic"),),
         "account": "microscope",
     }
@@ -107,7 +108,7 @@ def test_odd_names_reach_the_program_as_they_are(tmp_path: Path) -> None:
         folder.chmod(0o755)
         (folder / "run").mkdir()
         os.chown(folder / "run", 65534, 65534)
-        written(folder, plan(name="odd", config=Path(ODD), python=Path("/bin/sh"), reads=odd)).chmod(0o644)
+        written(folder, plan(name="odd", config=Path(ODD), python=Path("/bin/sh"), reads=odd, fixed=odd)).chmod(0o644)
         command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         environment = {"SYSTEMD_UNIT_PATH": f"{folder}:", "XDG_RUNTIME_DIR": str(folder / "run"), "LC_ALL": "C.UTF-8"}
         done = subprocess.run(
@@ -194,7 +195,13 @@ def test_words(text: str | PurePosixPath, expected: str) -> None:
 @pytest.mark.parametrize("text", ["/a\nExecStartPre=/bin/evil", "/a\x1b", "/a\udc80"])
 def test_a_name_cannot_add_a_line(text: str) -> None:
     with pytest.raises(ConfigError, match="cannot stand in a systemd unit"):
-        unit_of(plan(reads=(Path(text),)))
+        unit_of(plan(writes=(Path(text),)))
+
+
+def test_a_folder_whose_share_may_go_away_is_not_pinned() -> None:
+    text = unit_of(plan(reads=(Path("/data/raw"), Path("/mnt/share/a\nb")), fixed=(Path("/data/raw"),)))
+    assert keys(text)["ReadOnlyPaths"] == ["-/data/raw"]
+    assert "# /mnt/share/a\\nb is not named" in text
 
 
 def test_it_begins_with_the_marker() -> None:
