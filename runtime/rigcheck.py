@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.config import Problem
-from ssai3d_rt.errors import BackendError, BundleError
+from ssai3d_rt.errors import BackendError, BundleError, MissingPackageError
 from ssai3d_rt.imaging.openfile import shown
+from ssai3d_rt.runtime.guard import is_loopback
 from ssai3d_rt.runtime.hints import is_network
 from ssai3d_rt.runtime.rigconfig import contradictions, read
 from ssai3d_rt.runtime.status import ledger_of
@@ -42,7 +44,7 @@ def complaints(path: str | os.PathLike[str]) -> list[str]:
 
 def unfit(config: RigConfig) -> list[Problem]:
     """Return what a daemon with these settings would lack on this machine."""
-    parts = (_missing, _folders, _results, _bundle, _backend, _ledger, _files)
+    parts = (_missing, _folders, _results, _bundle, _backend, _ledger, _files, _health)
     return [problem for part in parts for problem in part(config)]
 
 
@@ -104,13 +106,25 @@ def _ledger(config: RigConfig) -> Iterator[Problem]:
 
 
 def _files(config: RigConfig) -> Iterator[Problem]:
-    log, token = config.log.file, config.health.token_file
+    log = config.log.file
     if log is not None and not log.parent.is_dir():
         yield Problem(("log", "file"), f"file: the folder {shown(log.parent)} does not exist; make it, or name another")
     elif log is not None and (reason := _not_writable(log.parent, config)):
         yield Problem(("log", "file"), f"file: {shown(log.parent)} cannot be written: {reason}")
+
+
+def _health(config: RigConfig) -> Iterator[Problem]:
+    health, token = config.health, config.health.token_file
     if token is not None and not token.is_file():
         yield Problem(("health", "token_file"), f"token_file: {shown(token)} does not exist")
+    if not health.port:
+        return
+    absent = [name for name in ("starlette", "uvicorn", "prometheus_client") if find_spec(name) is None]
+    if absent:
+        yield Problem(("health", "port"), f"port: {MissingPackageError(absent[0], extra='status')}")
+    if token is None and (health.hosts or not is_loopback(health.address)):
+        key = "hosts" if health.hosts else "address"
+        yield Problem(("health", key), f"{key}: other machines could ask; give a token_file, or leave {key} out")
 
 
 def _existing(folder: Path) -> Path:

@@ -162,6 +162,11 @@ MACHINE: dict[str, tuple[Callable[[Path], object], int | None, str]] = {
         11,
         "secret",
     ),
+    "health for others without a token": (
+        lambda here: changed(here / "rig.toml", ("[log]", '[health]\nport = 9\naddress = "0.0.0.0"\n[log]')),
+        12,
+        "give a token_file",
+    ),
     "backend": (
         lambda here: changed(here / "rig.toml", ("scan_s = 3", 'backend = "abacus"')),
         5,
