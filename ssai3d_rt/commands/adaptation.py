@@ -93,7 +93,7 @@ def _draw_spectra(stack: "Stack", profile: "RigProfile", path: Path) -> Path | N
 def finetune(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL_DIR", help="Folder of the adapted model.")],
     stacks: Annotated[
-        list[Path] | None, typer.Argument(metavar="STACK", help="TIFF, ImageJ, OME-TIFF or Micro-Manager.")
+        list[Path] | None, typer.Argument(metavar="STACK", help="TIFF, OME-TIFF, or a Micro-Manager, NDTiff or OME-Zarr folder.")
     ] = None,
     follow: Annotated[
         Path | None,
