@@ -117,6 +117,28 @@ class Daemon:
             os.kill(self.pid, signal.SIGTERM)
         return self.process.wait(timeout_s)
 
+    def hold(self) -> list[int]:
+        """Stop the daemon and its children at the same moment, and return their ids; `send` SIGCONT lets them go on.
+
+        A process that is just being started holds up its parent, which can then not be stopped: so it is let go and
+        tried again.
+
+        Raises
+        ------
+        TimeoutError
+            It cannot be stopped, for a minute.
+        """
+        for _ in range(200):
+            family = self.family()
+            self.send(signal.SIGSTOP, whole_family=True)
+            for _ in range(100):
+                if all(process_state(pid) in ("", "T", "Z") for pid in family) and self.family() == family:
+                    return family
+                time.sleep(0.003)
+            self.send(signal.SIGCONT, whole_family=True)
+            time.sleep(0.01)
+        raise TimeoutError("the daemon cannot be stopped")
+
     def send(self, number: int, *, whole_family: bool = False) -> None:
         """Send a signal to the daemon, or to its child too."""
         for pid in self.family() if whole_family else [self.pid]:
@@ -239,9 +261,10 @@ class Lab:
 
     def _require_ended(self, family: list[int]) -> None:
         """Wait for the child, which ends by itself when its daemon is gone; a stopped one is let go first."""
-        for pid in family[1:]:
+        for pid in family[1:]:  # all of them first: one that was held while it began keeps the pipes of others open
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        for pid in family[1:]:
             deadline = time.monotonic() + 15.0
             while process_state(pid) not in ("", "Z"):
                 if time.monotonic() > deadline:

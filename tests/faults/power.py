@@ -20,7 +20,7 @@ from ssai3d_rt.errors import Ssai3dError
 from ssai3d_rt.runtime.ledger import State
 from ssai3d_rt.runtime.publish import holds
 from tests.faults.drill import Outcome, drill
-from tests.faults.lab import Lab, built, process_state
+from tests.faults.lab import Lab, built
 from tests.faults.mounts import command, mounted
 from tests.faults.process import feed, words
 from tests.runtime.daemon import is_right
@@ -45,11 +45,13 @@ class Cut:
 def power_cuts(lab: Lab) -> Outcome:
     """A mounted disk's image (loop, ext4, commit=600) is copied while the daemon works; it then starts on the copy."""
     rounds, cuts, stacks = (1, 4, 6) if lab.quick else (5, 20, 20)
-    complaints, promised, rng = list[str](), 0, random.Random(8)
-    for number in range(rounds):
+    complaints, promised, made, rng = list[str](), 0, 0, random.Random(8)
+    for number in range(3 * rounds):
+        if made == rounds * cuts:
+            break
         run = Lab(lab.folder / f"round{number}", quick=lab.quick)
-        for index, cut in enumerate(_cut(run, cuts, stacks, rng)):
-            promised += len(cut.promised)
+        for index, cut in enumerate(_cut(run, min(cuts, rounds * cuts - made), stacks, rng)):
+            promised, made = promised + len(cut.promised), made + 1
             with mounted("-o", "loop", cut.image, at=run.folder / "disk"):
                 found = _wrong(run, cut)
                 with run.daemon(out=run.out, quiet_s=0.05):
@@ -58,7 +60,8 @@ def power_cuts(lab: Lab) -> Outcome:
             complaints += [f"round {number} cut {index}: {complaint}" for complaint in found]
             if not found:
                 cut.image.unlink()
-    figures = {"cuts": rounds * cuts, "stacks": stacks, "done_before_cuts": promised}
+    figures = {"cuts": made, "stacks": stacks, "done_before_cuts": promised}
+    complaints += [] if made == rounds * cuts else ["the runs were too slow to make all the cuts"]
     complaints += [] if promised else ["every cut came before the first result"]
     good = f"{rounds * cuts} of {rounds * cuts} cuts: nothing torn, nothing done is lost, all finish after the restart"
     return Outcome(not complaints, figures, words(complaints, good))
@@ -146,7 +149,7 @@ def _audited(lab: Lab, number: int, env: Mapping[str, str]) -> tuple[int, list[s
 
 
 def _cut(lab: Lab, cuts: int, stacks: int, rng: random.Random, env: Mapping[str, str] | None = None) -> list[Cut]:
-    """Restore stacks onto a disk of its own and cut the power so often on the way; the disk is unmounted afterwards."""
+    """Restore stacks onto a disk of its own and cut the power so often on the way, or less often where that is slow."""
     image, disk, made = lab.folder / "disk.img", lab.folder / "disk", list[Cut]()
     lab.out = disk / "isotropic"
     with open(image, "wb") as file:
@@ -160,15 +163,13 @@ def _cut(lab: Lab, cuts: int, stacks: int, rng: random.Random, env: Mapping[str,
             for number in range(cuts):
                 lab.wait(lambda: lab.counts().get("done", 0) >= stacks * number // cuts, poll_s=0.01)  # noqa: B023
                 time.sleep(rng.uniform(0.0, 0.35))
-                family = daemon.family()
-                daemon.send(signal.SIGSTOP, whole_family=True)
-                lab.wait(lambda: all(process_state(pid) in ("", "T") for pid in family), poll_s=0.002)  # noqa: B023
+                if time.monotonic() - began > _UNDISTURBED_S:
+                    break
+                daemon.hold()
                 promised = frozenset(entry.path.name for entry in lab.entries() if entry.state is State.DONE)
                 made.append(Cut(lab.folder / f"cut{number}.img", promised))
                 command("cp", "--sparse=always", image, made[-1].image)
                 daemon.send(signal.SIGCONT, whole_family=True)
-            if (took_s := time.monotonic() - began) > _UNDISTURBED_S:
-                raise RuntimeError(f"the run took {took_s:.0f} s; the system has written data out by itself meanwhile")
     image.unlink()
     return made
 

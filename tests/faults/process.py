@@ -265,9 +265,7 @@ def _children_ready(daemon: Daemon) -> int:
 
 def _killed(lab: Lab, daemon: Daemon, *, both: bool) -> str:
     """Hold daemon and child, look what they are at, kill; the child is let go, unless it is killed too."""
-    family = daemon.family()
-    daemon.send(signal.SIGSTOP, whole_family=True)
-    lab.wait(lambda: all(process_state(pid) in ("", "T", "Z") for pid in family), 10.0, poll_s=0.002)
+    family = daemon.hold()
     phase = _phase(lab, family)
     for pid in family[1:]:
         with contextlib.suppress(ProcessLookupError):
