@@ -1,4 +1,4 @@
-"""Watched folders that vanish, change or hang: a disk goes and comes, a root is renamed or replaced, a share is dead."""
+"""Watched folders that vanish, change or hang: a disk goes and comes, a root is renamed or replaced, a share dies."""
 
 from __future__ import annotations
 
