@@ -7,7 +7,6 @@ import struct
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.errors import IncompleteError
-from ssai3d_rt.imaging.layout import require_plausible
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.imaging.separate import series_of
 from ssai3d_rt.runtime.formats.tiff import structure
@@ -35,7 +34,6 @@ def judge_separate(folder: Path) -> Completeness:
         series = series_of(folder)
     except IncompleteError as error:
         return growing(str(error), kind=KIND)
-    require_plausible(series.size, folder)
     found = len(series.files)
     if gap := series.gap():
         reason = f"{gap} has no file ({found} of {series.planes} planes are there)"

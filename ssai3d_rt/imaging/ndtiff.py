@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SUMMARY_MAGIC = 2355492
 MAX_TEXT_BYTES = 64 << 20
+MAX_CHANNELS = 1_000_000
 TAIL_BYTES = 128
 """What a finished file may hold behind its last image; less than another image's tags need."""
 
@@ -337,6 +338,8 @@ def _steps(axis: str, found: Mapping[int | str, None]) -> list[int | str]:
 def _channel_names(steps: list[int | str], summary: dict[str, Any]) -> tuple[str, ...]:
     declared = mmsummary.channel_names(summary)
     count = mmsummary.declared(summary, "Channels", "channel")
+    if count > MAX_CHANNELS:
+        raise InputError(f"its summary declares {count} channels; not plausible")
     if isinstance(steps[0], str):
         named = [str(step) for step in steps]
         if set(named) <= set(declared):

@@ -85,11 +85,11 @@ def series_of(folder: Path) -> Series:
         raise IncompleteError(f"its {METADATA} is not finished")
     summary = whole.get("Summary")
     summary = summary if isinstance(summary, dict) else {}
-    return _series(axes, summary, _notes(whole))
+    return _series(folder, axes, summary, _notes(whole))
 
 
 def _series(
-    axes: Mapping[str, dict[str, int | str]], summary: dict[str, Any], notes: Mapping[str, dict[str, Any]]
+    folder: Path, axes: Mapping[str, dict[str, int | str]], summary: dict[str, Any], notes: Mapping[str, dict[str, Any]]
 ) -> Series:
     if not axes:
         raise IncompleteError("it holds no image yet")
@@ -114,6 +114,7 @@ def _series(
         max(found_size[1], mmsummary.declared(summary, "Channels", "channel"), len(channels) if named else 0),
         max(found_size[2], mmsummary.declared(summary, "Slices", "z")),
     )
+    require_plausible(size, folder)
     names = (*channels, *("",) * size[1])[: size[1]]
     return Series(files, size, names, summary, notes)
 
@@ -130,7 +131,6 @@ def separate_positions(folder: Path, pool: SourcePool) -> list[Position]:
     """
     try:
         series = series_of(folder)
-        require_plausible(series.size, folder)
         files = [series.files[key] for key in sorted(series.files)]
         source = pool.add(SeparateSource(folder, files))
         first = source.look(0)

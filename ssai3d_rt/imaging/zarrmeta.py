@@ -226,7 +226,7 @@ def _image(folder: Path, path: str, version: int, attributes: dict[str, Any]) ->
         scale = scales[0]
         axes = "".join(str(a["name"] if isinstance(a, dict) else a) for a in scale["axes"]).lower()
         names = [a["name"] if isinstance(a, dict) else a for a in scale["axes"]]
-        units = [a.get("unit") if isinstance(a, dict) else None for a in scale["axes"]]
+        units = [str(a.get("unit") or "") if isinstance(a, dict) else None for a in scale["axes"]]
         level = scale["datasets"][0]
         inside = plain_path(level["path"])
         steps = [_scale(holder, len(names)) for holder in (scale, level)]

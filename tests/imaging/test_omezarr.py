@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from ssai3d_rt.errors import IncompleteError, InputError, MissingPackageError
+from ssai3d_rt.errors import IncompleteError, InputError, MissingPackageError, VoxelSizeError
 from ssai3d_rt.imaging.read import open_acquisition, read_stack, read_stacks
 from tests.imaging.folders import ome_zarr, volume, zarr_threads
 
@@ -206,6 +206,11 @@ METADATA: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "parent": ("zarr.json", lambda m: scale_of(m)["datasets"][0].update(path="../b/0"), "lead out of the data set"),
     "root": ("zarr.json", lambda m: scale_of(m)["datasets"][0].update(path="/etc"), "lead out of the data set"),
     "axis": ("zarr.json", lambda m: scale_of(m)["axes"][0].update(name="angle"), "its axes are angle, y, x"),
+    "channels": (
+        "zarr.json",
+        lambda m: m["attributes"]["ome"].update(omero={"channels": 3}),
+        "multiscales are damaged",
+    ),
     "order": ("zarr.json", lambda m: scale_of(m)["axes"].reverse(), "the last two must be y and x"),
     "scales": ("zarr.json", lambda m: m["attributes"]["ome"].update(multiscales=[]), "its multiscales are damaged"),
     "plate": ("zarr.json", lambda m: m["attributes"].update(ome={"plate": {}}), "it is a plate"),
@@ -239,6 +244,13 @@ def test_without_zarr_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     ome_zarr(tmp_path / "a.zarr", volume(4, 32, 40), "zyx")
     monkeypatch.setitem(sys.modules, "zarr.api.asynchronous", None)
     with pytest.raises(MissingPackageError, match=r'pip install "ssai3d-rt\[zarr\]"'):
+        read_stack(tmp_path / "a.zarr")
+
+
+def test_a_unit_that_is_no_text_is_none(tmp_path: Path) -> None:
+    ome_zarr(tmp_path / "a.zarr", volume(4, 32, 40), "zyx")
+    edited(tmp_path / "a.zarr", "zarr.json", lambda m: scale_of(m)["axes"][0].update(unit=True))
+    with pytest.raises(VoxelSizeError, match=r"the plane spacing \(z\) is not in the file"):
         read_stack(tmp_path / "a.zarr")
 
 

@@ -151,6 +151,13 @@ def test_planes_that_the_summary_promises_are_waited_for(tmp_path: Path, more: d
     assert (found.state, found.reason.split(" (6")[0]) == (Judgement.GROWING, gap)
 
 
+def test_sizes_that_no_acquisition_has_are_broken(tmp_path: Path) -> None:
+    close(ndtiff(tmp_path / "run", DATA, summary=SUMMARY | {"Channels": 2**70}))
+    found = completeness(tmp_path / "run")
+    assert found.state is Judgement.BROKEN
+    assert "not plausible" in found.reason
+
+
 def entry(axes: object, name: str = "NDTiffStack.tif", kind: int = 1) -> bytes:
     text = json.dumps(axes).encode()
     return (

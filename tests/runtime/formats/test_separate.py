@@ -69,3 +69,12 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
     found = completeness(tmp_path / "Pos0")
     assert found.state is Judgement.BROKEN
     assert "is not a regular file" in found.reason
+
+
+def test_sizes_that_no_acquisition_has_are_broken(tmp_path: Path) -> None:
+    separate(tmp_path / "Pos0", DATA)
+    file = tmp_path / "Pos0" / "metadata.txt"
+    file.write_text(file.read_text().replace('"Channels": 1,', f'"Channels": {2**70},'))
+    found = completeness(tmp_path / "Pos0")
+    assert found.state is Judgement.BROKEN
+    assert "not plausible" in found.reason
