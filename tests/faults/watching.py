@@ -57,7 +57,7 @@ def _burst(lab: Lab, number: int, stacks: int, figures: dict[str, Any], limit: s
         burst_s = time.time() - began
         listed_s = lab.wait(lambda: sum(lab.counts().values()) >= number, 600.0, poll_s=0.25)
         settled = {"done": stacks, "failed": number - stacks}
-        settled_s = listed_s + lab.wait(lambda: lab.counts() == settled, 1200.0, poll_s=0.5)
+        settled_s = listed_s + lab.wait(lambda: lab.counts() == settled, 3000.0, poll_s=0.5)
         overflows = daemon.log.count("queue overflowed")
         seen = _first(daemon.log, "seen")
     late = [seen[name] - at for name, at in made_at.items() if name in seen]
