@@ -213,15 +213,22 @@ def _with_error(lab: Lab, whom: str, calls: str, inject: str) -> tuple[str, list
         elif not daemon.alive:
             end, found = "daemon_ended", [f"the daemon ended: {daemon.log.strip().splitlines()[-1]}"]
         elif end == "listed_as_failed":
-            reason = lab.entries()[0].reason
-            found += [] if _SAID.search(reason) else [f"unclear: {reason}"]
+            found += [] if _SAID.search(_reason(lab)) else [f"unclear: {_reason(lab)}"]
         if lab.counts() == {"failed": 1}:
             (lab.incoming / "0000.ome.tif.done").touch()
-            lab.wait_done(1)
+            try:
+                lab.wait_done(1, 20.0)
+            except TimeoutError:
+                found.append(f"submitted again it fails again, while nothing is wrong any more: {_reason(lab)}")
     if lab.counts() != {"done": 1}:
         with lab.daemon(quiet_s=0.05):
+            (lab.incoming / "0000.ome.tif.done").touch()
             lab.wait_done(1)
     return end, [*found, *_synced_again(text), *lab.check(done=1)]
+
+
+def _reason(lab: Lab) -> str:
+    return lab.entries()[0].reason
 
 
 def _synced_again(log: str) -> list[str]:
