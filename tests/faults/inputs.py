@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,14 +90,15 @@ def bad_inputs(lab: Lab) -> Outcome:
         for number, bad in enumerate(cases, 1):
             path = bad.make(lab.incoming)
             lab.remember(path)
-            wait_s = 0.0 if "none" in bad.wanted else lab.wait(lambda: _state(lab, path)[0] in SETTLED, 60.0)  # noqa: B023
-            (after,) = lab.stacks(1, first=number)
-            took_s = lab.wait(lambda: _state(lab, after)[0] == "done", 30.0)  # noqa: B023
+            wait_s, (after,) = _wait(lab, bad, path), lab.stacks(1, first=number)
+            took_s = lab.wait(partial(_is_in, lab, after, "done"), 120.0)
             state, reason = _state(lab, path)
-            wait_s = max(0.0, wait_s - (PATIENCE_S if reason.startswith("incomplete") else 0.0))
             verdicts.append(Verdict(bad, path, state, reason, round(wait_s, 2)))
             complaints += _complaints(verdicts[-1])
             complaints += [f"{bad.what}: the next good stack took {took_s:.1f} s"] if took_s > SECONDS else []
+            if wait_s > SECONDS:  # it would go on to hold up the others
+                lab.forget(path)
+                path.unlink()
         log = daemon.log
     complaints += lab.check()
     complaints += [f"{daemon.log.count('Traceback')} tracebacks in the log"] if "Traceback" in log else []
@@ -114,6 +116,21 @@ def bad_inputs(lab: Lab) -> Outcome:
     complaints += [f"a child took {memory.child >> 20} MB"] if memory.child > EXAMINE_BYTES else []
     good = f"{len(cases)} inputs of {figures['kinds']} kinds, each settled within {figures['longest_s']} s"
     return Outcome(not complaints, figures, "; ".join(complaints[:12]) or f"{good}, the next stack never held up")
+
+
+def _wait(lab: Lab, bad: Bad, path: Path) -> float:
+    """Wait until the daemon has done with an input; return the seconds beyond its usual patience."""
+    if "none" in bad.wanted:
+        return 0.0  # nothing tells that a file is left alone, but that the next one is done
+    try:
+        took_s = lab.wait(partial(_is_in, lab, path, *SETTLED), 4 * SECONDS)
+    except TimeoutError:
+        return 4 * SECONDS
+    return max(0.0, took_s - (PATIENCE_S if _state(lab, path)[1].startswith("incomplete") else 0.0))
+
+
+def _is_in(lab: Lab, path: Path, *states: str) -> bool:
+    return _state(lab, path)[0] in states
 
 
 def _complaints(verdict: Verdict) -> list[str]:
