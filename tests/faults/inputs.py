@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def bad_inputs(lab: Lab) -> Outcome:
             complaints += [f"{bad.what}: the next good stack took {took_s:.1f} s"] if took_s > SECONDS else []
             if wait_s > SECONDS:  # it would go on to hold up the others
                 lab.forget(path)
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         log = daemon.log
     complaints += lab.check()
     complaints += [f"{daemon.log.count('Traceback')} tracebacks in the log"] if "Traceback" in log else []
