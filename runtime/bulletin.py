@@ -62,8 +62,7 @@ class Bulletin:
 
     def step(self, now: float, book: Book, intake: Intake, line: Line) -> None:
         """Tell what there is to tell; call it every turn of the loop."""
-        self._vitals.beat()
-        self._notifier.beat(now)
+        self.beat(now)
         if now < self._next:
             return
         self._next = now + _EVERY_S
@@ -99,10 +98,14 @@ class Bulletin:
 
     def ledger_failed(self, words: str) -> None:
         """Tell that the ledger cannot be written; the daemon lives and tries again."""
-        self._vitals.beat()
-        self._notifier.beat(time.monotonic())
+        self.beat(time.monotonic())
         self._vitals.ledger(words)
         self._next_write = 0.0
+
+    def beat(self, now: float) -> None:
+        """Tell that the daemon is alive."""
+        self._vitals.beat()
+        self._notifier.beat(now)
 
     def stopping(self) -> None:
         """Tell that the daemon ends."""

@@ -27,8 +27,10 @@ Float = npt.NDArray[np.float64]
 LEAST_CORRELATION = 0.5
 """Of the block means; real restorations reach far more, see docs/reliability.md."""
 
-_BLOCKS = (6, 12, 12)
+_MOST_BLOCKS = (6, 12, 12)
+_LEAST_SIDE = 4
 _NOISE_FACTOR = 4.0
+_PLANES = 16
 
 
 def require_likeness(raw: npt.NDArray[Any], restored: npt.NDArray[Any]) -> None:
@@ -56,22 +58,24 @@ def require_likeness(raw: npt.NDArray[Any], restored: npt.NDArray[Any]) -> None:
 
 def likeness(raw: npt.NDArray[Any], restored: npt.NDArray[Any]) -> float | None:
     """Return the correlation of the block means, None where the raw stack has too little structure to tell."""
-    before = _block_means(raw)
-    samples_per_block = raw.size / before.size
-    noise_at_most = float(raw.std(dtype=np.float64)) / np.sqrt(samples_per_block)
+    blocks = tuple(max(1, min(most, length // _LEAST_SIDE)) for most, length in zip(_MOST_BLOCKS, raw.shape, strict=True))
+    before = _block_means(raw, blocks)
+    # Neighbours differ by their noise, and by structures: more than the noise of a block's mean it cannot be.
+    some = raw[:: -(-len(raw) // _PLANES)]
+    between_neighbours = float(np.subtract(some[..., 1:], some[..., :-1], dtype=np.float32).std(dtype=np.float64))
+    noise_at_most = between_neighbours / np.sqrt(2 * raw.size / before.size)
     if before.std() <= _NOISE_FACTOR * noise_at_most:
         return None
-    after = _block_means(restored)
+    after = _block_means(restored, blocks)
     if not np.isfinite(after).all() or after.std() == 0:
         return 0.0
     return float(np.corrcoef(before.ravel(), after.ravel())[0, 1])
 
 
-def _block_means(volume: npt.NDArray[Any]) -> Float:
+def _block_means(volume: npt.NDArray[Any], blocks: tuple[int, ...]) -> Float:
     means: Float = volume
-    for axis, blocks in enumerate(_BLOCKS):
-        length = volume.shape[axis]
-        edges = np.unique(np.arange(min(blocks, length)) * length // min(blocks, length))
+    for axis, (length, count) in enumerate(zip(volume.shape, blocks, strict=True)):
+        edges = np.arange(count) * length // count
         counts = np.diff(np.append(edges, length))
         shape = [1, 1, 1]
         shape[axis] = -1

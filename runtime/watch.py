@@ -130,7 +130,6 @@ def watch(
         stack.enter_context(serving)
         bulletin = Bulletin(vitals, notifier or Notifier(), roots, settings)
         daemon = _Daemon(roots, recipe, settings, bulletin, listener, progress)
-        stack.callback(bulletin.stopping)
         while not stop.is_set():
             try:
                 daemon.run(ledger, stop)
@@ -221,9 +220,11 @@ class _Daemon:
                 patrol.step()
                 self.bulletin.step(now, book, intake, line)
                 stop.wait(_TICK_S)
+            self.bulletin.stopping()
             deadline = time.monotonic() + settings.stop_s
             line.pace(1.0)
             while line.busy and time.monotonic() < deadline:
+                self.bulletin.beat(time.monotonic())
                 line.step(time.monotonic(), take_new=False)
                 time.sleep(_TICK_S)
             line.abandon()

@@ -207,6 +207,7 @@ def open_session(bundle: Bundle, name: str, threads: int | None = None, stream: 
     import onnxruntime
 
     provider, provider_options = _PROVIDERS[name]
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Idle threads sleep: the acquisition's programs need those cores.
