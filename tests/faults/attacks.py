@@ -35,7 +35,7 @@ _BLOCK = '<TiffData IFD="{0}" FirstZ="{1}" PlaneCount="1"><UUID FileName="{2}">u
 def secret_files(secret: Path) -> None:
     """Make the files that nobody may read."""
     secret.mkdir()
-    tifffile.imwrite(secret / "other.ome.tif", PLANES, **{key: OME[key] for key in ("ome", "metadata")})
+    tifffile.imwrite(secret / "other.ome.tif", PLANES, ome=True, metadata=OME["metadata"])
     tifffile.imwrite(secret / "other.tif", PLANES, imagej=True, resolution=(10, 10), metadata=SPACING)
     ome_zarr(secret / "other.zarr", PLANES, "zyx")
     close(ndtiff(secret / "other", PLANES[None, None]))
@@ -130,8 +130,8 @@ def _ndtiffs(incoming: Path, secret: Path) -> None:
         close(ndtiff(folder, OWN[None, None]))
         index = folder / "NDTiff.index"
         old, new = b"NDTiffStack.tif", os.fsencode(secret / "other" / "NDTiffStack.tif") if name is None else name
-        packed = [len(text).to_bytes(4, "little") + text for text in (old, new)]
-        index.write_bytes(index.read_bytes().replace(*packed))
+        before, after = (len(text).to_bytes(4, "little") + text for text in (old, new))
+        index.write_bytes(index.read_bytes().replace(before, after))
     for what in ("NDTiffStack.tif", "NDTiff.index"):
         folder = incoming / f"ndtiff-linked-{what.lower().replace('.', '-')}"
         close(ndtiff(folder, OWN[None, None]))

@@ -57,12 +57,17 @@ class Bad:
 
 def good(path: Path, **options: Any) -> bytes:
     """Write a good stack, return its bytes."""
-    tifffile.imwrite(path, DATA, **({"imagej": True, "resolution": (10, 10), "metadata": SPACING} | options))
+    given: dict[str, Any] = {"imagej": True, "resolution": (10, 10), "metadata": SPACING} | options
+    tifffile.imwrite(path, DATA, **given)
     return path.read_bytes()
 
 
 SPACING = {"axes": "ZYX", "spacing": 0.4, "unit": "um"}
-OME = {"ome": True, "imagej": False, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.1, "PhysicalSizeZ": 0.4}}
+OME: dict[str, Any] = {
+    "ome": True,
+    "imagej": False,
+    "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.1, "PhysicalSizeZ": 0.4},
+}
 
 
 def page_by_page(path: Path) -> bytes:
@@ -261,7 +266,10 @@ CASES: tuple[Bad, ...] = (
     Bad(
         15,
         "pages of different sizes",
-        _bytes("15-mixed.tif", lambda _: b"II*\0" + struct.pack("<I", 8) + ifd(8, 8, following=122) + _second_page()),
+        _bytes(
+            "15-mixed.tif",
+            lambda _: b"II*\0" + struct.pack("<I", 8) + ifd(8, 8, following=122, at=600, length=128) + _second_page(),
+        ),
     ),
     Bad(16, "no pixels at all", _bytes("16-zero.tif", lambda _: chained(4, 0, 0, length=0))),
     Bad(17, "a name that is not UTF-8", _named(b"17-\xff\xfe\x80.ome.tif"), ("done",)),
@@ -304,5 +312,6 @@ CASES: tuple[Bad, ...] = (
 )
 
 
-def _second_page() -> bytes:
-    return ifd(16, 16, at=600, length=512).ljust(600 - 122, b"\0") + bytes(range(256)) * 4
+def _two_sizes() -> bytes:
+    pages = ifd(8, 8, following=122, at=600, length=128) + ifd(16, 16, at=600, length=512)
+    return (b"II*\0" + struct.pack("<I", 8) + pages).ljust(600, b"\0") + bytes(range(256)) * 4

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 DATA = np.random.default_rng(0).integers(1, 4000, (6, 24, 32), dtype=np.uint16)
 HANG_S = 5.0
-VOXEL = {"resolution": (10, 10)}
 SUMMARY = {"Slices": 6, "Channels": 1, "Frames": 1, "Positions": 1, "PixelSize_um": 0.1, "z-step_um": 0.4}
 
 
@@ -59,7 +58,7 @@ class Seed:
 
 
 def _tiff(**options: Any) -> Callable[[Path], object]:
-    return lambda path: tifffile.imwrite(path, DATA, **VOXEL, **options)
+    return lambda path: tifffile.imwrite(path, DATA, resolution=(10, 10), **options)
 
 
 def _pages(path: Path) -> None:
@@ -76,8 +75,8 @@ def _zarr(**options: Any) -> Callable[[Path], object]:
     return lambda path: ome_zarr(path, DATA, "zyx", **options)
 
 
-OME = {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.1, "PhysicalSizeZ": 0.4}}
-IMAGEJ = {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 0.4, "unit": "um"}}
+OME: dict[str, Any] = {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.1, "PhysicalSizeZ": 0.4}}
+IMAGEJ: dict[str, Any] = {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 0.4, "unit": "um"}}
 SEEDS = (
     Seed("plain", _tiff(photometric="minisblack"), "a.tif", declares=True),
     Seed("pages", _pages, "a.tif", declares=False),

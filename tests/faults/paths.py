@@ -113,7 +113,7 @@ def path_attacks(lab: Lab) -> Outcome:
     taken = taken_names(lab.incoming, lab.out, secret)
     before = {path: lab.tree_hash(path) for path in (lab.incoming, secret)}
     names_taken = {path: os.lstat(path).st_ino for path in lab.out.iterdir()}
-    strace = ["strace", "-f", "-qq", "-y", "-s", "4096", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", log]
+    strace = ["strace", "-f", "-qq", "-y", "-s", "4096", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", str(log)]
     with lab.daemon(prefix=strace, quiet_s=0.1, scan_s=0.3, incomplete_after_s=1.0, stall_s=60.0) as daemon:
         lab.wait(lambda: {e.path for e in lab.entries() if e.state.value == "done"} >= set(taken), 180.0, poll_s=0.1)
         lab.wait(lambda: set(lab.counts()) <= {"done", "failed", "skipped"}, 180.0, poll_s=0.1)
@@ -149,7 +149,7 @@ def _blind(lab: Lab, secret: Path) -> list[str]:
     log = lab.folder / "control"
     links = (lab.incoming / "link.tif", lab.incoming / "taken-file.ome.tif", "/etc/hostname")
     code = "import sys; open(sys.argv[1]).close(); open(sys.argv[2], 'ab').close(); open(sys.argv[3]).close()"
-    strace = ["strace", "-f", "-qq", "-y", "-s", "4096", "-e", f"trace={CALLS}", "-o", log]
+    strace = ["strace", "-f", "-qq", "-y", "-s", "4096", "-e", f"trace={CALLS}", "-o", str(log)]
     subprocess.run([*strace, sys.executable, "-c", code, *links], check=True)
     seen, _ = audit(lab, log, secret)
     wanted = ("opened outside: ", "wrote below raw: ", "not on the list: ")

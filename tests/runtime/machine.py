@@ -28,7 +28,7 @@ from ssai3d_rt.imaging.read import read_stack
 from ssai3d_rt.imaging.stack import Stack
 from ssai3d_rt.imaging.write import read_provenance, write_ome_tiff
 from ssai3d_rt.progress import silent
-from ssai3d_rt.runtime import child, intake, line, recovery
+from ssai3d_rt.runtime import child, intake, line, publish, recovery
 from ssai3d_rt.runtime.book import Book
 from ssai3d_rt.runtime.complete import completeness
 from ssai3d_rt.runtime.database import LedgerError
@@ -206,10 +206,10 @@ class Machine(RuleBasedStateMachine):
         for target, name, replacement in (
             (intake, "time", clock),
             (line, "time", clock),
-            (line, "place", self.fuse.around(line.place)),
-            (recovery, "place", self.fuse.around(recovery.place)),
+            (line, "place", self.fuse.around(publish.place)),
+            (recovery, "place", self.fuse.around(publish.place)),
             (line, "require_space", self._require_space),
-            (child, "seal", self._sealing(child.seal)),
+            (child, "seal", self._sealing(publish.seal)),
             (Ledger, "_commit", self._committing(Ledger._commit)),
         ):
             self._patches.enter_context(patch.object(target, name, replacement))
