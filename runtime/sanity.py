@@ -58,7 +58,8 @@ def require_likeness(raw: npt.NDArray[Any], restored: npt.NDArray[Any]) -> None:
 
 def likeness(raw: npt.NDArray[Any], restored: npt.NDArray[Any]) -> float | None:
     """Return the correlation of the block means, None where the raw stack has too little structure to tell."""
-    blocks = tuple(max(1, min(most, length // _LEAST_SIDE)) for most, length in zip(_MOST_BLOCKS, raw.shape, strict=True))
+    sides = zip(raw.shape, _MOST_BLOCKS, strict=True)
+    blocks = tuple(max(1, min(most, length // _LEAST_SIDE)) for length, most in sides)
     before = _block_means(raw, blocks)
     # Neighbours differ by their noise, and by structures: more than the noise of a block's mean it cannot be.
     some = raw[:: -(-len(raw) // _PLANES)]
