@@ -1,6 +1,7 @@
 """Commands of the rig: restore, watch, submit, status."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,6 +79,10 @@ def watch(
     denoise: Denoise = None,
     voxel_z: VoxelZ = None,
     voxel_xy: VoxelXY = None,
+    while_acquiring: Annotated[
+        Literal["full", "slow", "pause"] | None,
+        typer.Option(help="While a folder is written to: full speed, half of the time (the default), or not at all."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -94,7 +99,8 @@ def watch(
     from ssai3d_rt.runtime.watch import watch as run
 
     asked = {"folders": tuple(folders or ()) or None, "out": out, "bundle": bundle, "backend": backend}
-    rig = load(config, asked | {"denoise": denoise, "voxel_z_um": voxel_z, "voxel_xy_um": voxel_xy})
+    asked |= {"denoise": denoise, "voxel_z_um": voxel_z, "voxel_xy_um": voxel_xy, "while_acquiring": while_acquiring}
+    rig = load(config, asked)
     wanted, results, restorer = rig.watch.folders, rig.watch.out, rig.watch.bundle
     if not wanted or results is None or restorer is None:
         lacking = {"FOLDER": wanted, "--out": results, "--bundle": restorer}
@@ -107,6 +113,8 @@ def watch(
             console.show(str(event))
 
     level = logging.DEBUG if debug else logging.WARNING
+    # watchdog notices a folder twice, and says so, where folders come quickly; it does no harm.
+    warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
     with console.logs_to_stderr(level, timed=True), logs_to_file(rig.log):
         words = f"watching {', '.join(map(shown, wanted))}; results go to {shown(results)}"
         logger.info("%s", words)
