@@ -3,7 +3,7 @@
 import logging
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -98,7 +98,7 @@ def watch(
     from ssai3d_rt.runtime.watch import WatchEvent
     from ssai3d_rt.runtime.watch import watch as run
 
-    asked = {"folders": tuple(folders or ()) or None, "out": out, "bundle": bundle, "backend": backend}
+    asked: dict[str, Any] = {"folders": tuple(folders or ()) or None, "out": out, "bundle": bundle, "backend": backend}
     asked |= {"denoise": denoise, "voxel_z_um": voxel_z, "voxel_xy_um": voxel_xy, "while_acquiring": while_acquiring}
     rig = load(config, asked)
     wanted, results, restorer = rig.watch.folders, rig.watch.out, rig.watch.bundle

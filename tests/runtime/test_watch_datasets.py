@@ -43,7 +43,8 @@ def begin_zarr(path: Path, shape: tuple[int, ...]) -> Any:
     axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
     scale = [{"type": "scale", "scale": [0.2, 0.1, 0.1]}]
     datasets = [{"path": "0", "coordinateTransformations": scale}]
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"name": "a", "axes": axes, "datasets": datasets}]}
+    multiscales: Any = [{"name": "a", "axes": axes, "datasets": datasets}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
     return array
 
 
