@@ -266,10 +266,7 @@ CASES: tuple[Bad, ...] = (
     Bad(
         15,
         "pages of different sizes",
-        _bytes(
-            "15-mixed.tif",
-            lambda _: b"II*\0" + struct.pack("<I", 8) + ifd(8, 8, following=122, at=600, length=128) + _second_page(),
-        ),
+        _bytes("15-mixed.tif", lambda _: _two_sizes()),
     ),
     Bad(16, "no pixels at all", _bytes("16-zero.tif", lambda _: chained(4, 0, 0, length=0))),
     Bad(17, "a name that is not UTF-8", _named(b"17-\xff\xfe\x80.ome.tif"), ("done",)),
