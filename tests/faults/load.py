@@ -37,7 +37,8 @@ _BUFFERS = 16
 _BLOCK_S, _SETTLE_S = 1.0, 0.3
 """Short blocks, because a busy machine changes by the second; what the last block left behind is not counted."""
 _KINDS = ("with", "without", "hog")
-_MOST = 1.05
+_MOST, _DECIDED = 1.05, 1.1
+"""Ratio of the 99th percentiles that is allowed; the machine's own may vary so far, else nothing is decided."""
 _CHANGES = (
     "open,openat,openat2,creat,truncate,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,"
     "mkdirat,rmdir,mknod,mknodat,chmod,fchmodat,chown,lchown,fchownat,utimensat,setxattr,lsetxattr,removexattr"
@@ -126,7 +127,10 @@ def _remove_group(group: Path) -> None:
 
 @drill(row=33, title="an acquisition is not disturbed", bar=12, quick_s=90, full_s=460, needs=("linux",))
 def acquisition_undisturbed(lab: Lab) -> Outcome:
-    """26 MB/s in images of 0.5 MiB; daemon at work or held (SIGSTOP) for a second each, in random order; a hog."""
+    """26 MB/s in images of 0.5 MiB; daemon at work or held (SIGSTOP) for a second each, in random order; a hog.
+
+    The quick suite, which runs on busy machines too, judges only the images that are lost.
+    """
     pairs, rng, complaints = (25 if lab.quick else 150), random.Random(33), list[str]()
     spans: list[tuple[str, float, float]] = []
     with _acquisition(lab) as times, lab.daemon(**_as_on_a_rig()) as daemon:
@@ -148,9 +152,16 @@ def acquisition_undisturbed(lab: Lab) -> Outcome:
     low, high = _interval(lambda: _p99(_drawn(blocks["with"], rng)) / _p99(_drawn(blocks["without"], rng)))
     noise = _interval(lambda: _p99(_drawn(blocks["without"], rng)) / _p99(_drawn(blocks["without"], rng)))
     lost = {kind: int((pooled[kind] > _BUFFERS * _PERIOD_S).sum()) for kind in ("with", "without")}
-    complaints += [] if ratio <= _MOST else [f"the writer's p99 is {100 * (ratio - 1):+.1f} % with the daemon"]
-    if complaints and noise[1] > _MOST:
-        complaints[0] += f"; but this machine alone varies up to {100 * (noise[1] - 1):+.0f} %: busy with other things"
+    undecided = "; this machine is too busy to say: by itself it varies from {:+.0f} to {:+.0f} %".format(
+        *(100 * (bound - 1) for bound in noise)
+    )
+    decided = noise[1] <= _DECIDED
+    if ratio > _MOST and not lab.quick:
+        complaints.append(
+            f"the writer's p99 is {100 * (ratio - 1):+.1f} % with the daemon{'' if decided else undecided}"
+        )
+    elif not decided and not lab.quick:
+        complaints.append(f"the writer's p99 is {100 * (ratio - 1):+.1f} % with the daemon{undecided}")
     complaints += [f"{lost['with']} images were lost with the daemon"] if lost["with"] else []
     complaints += [] if hog > _MOST else ["a hog was not seen: the drill cannot see anything"]
     complaints += [] if restored > pairs // 15 else [f"the daemon did too little: {restored} stacks"]
@@ -160,6 +171,8 @@ def acquisition_undisturbed(lab: Lab) -> Outcome:
     figures |= {"p99_ratio": round(ratio, 3), "interval_90": [round(low, 3), round(high, 3)]}
     figures |= {"noise_interval_90": [round(bound, 3) for bound in noise], "p99_ratio_hog": round(hog, 2)}
     good = f"p99 {100 * (ratio - 1):+.1f} % (90 % interval {100 * (low - 1):+.0f} to {100 * (high - 1):+.0f} %), 0 lost"
+    if not decided:
+        good += f", 0 late by {_BUFFERS} images{undecided}"
     return Outcome(not complaints, figures, words(complaints, good))
 
 

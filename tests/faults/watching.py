@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _RIG: dict[str, Any] = {"scan_s": 5.0}
 """Of `WatchSettings`: what a rig has."""
+_LIVE_S = 30.0
+"""A loop that is not gone round for so long is not alive."""
 _NEVER: dict[str, Any] = {"scan_s": 3600.0}
 """Scans that never come: the control, which must miss what events miss."""
 
@@ -50,7 +52,9 @@ def hundred_thousand(lab: Lab) -> Outcome:
 def _burst(lab: Lab, number: int, stacks: int, figures: dict[str, Any], limit: str) -> Outcome:
     """Make files, see that every one is listed, each stack restored, and how soon."""
     sources = lab.stacks(stacks, folder=lab.folder / "sources")
-    with lab.daemon(**_RIG) as daemon:
+    counted = lab.folder / "counted.json"
+    prefix: list[str | Path] = [sys.executable, "-m", "tests.faults.events", "0", counted]
+    with lab.daemon(prefix=prefix, **_RIG) as daemon:
         lab.wait(lambda: "restoring with" in daemon.log)
         began = time.time()
         made_at = _make(lab, number, sources)
@@ -60,12 +64,15 @@ def _burst(lab: Lab, number: int, stacks: int, figures: dict[str, Any], limit: s
         settled_s = listed_s + lab.wait(lambda: lab.counts() == settled, 3000.0, poll_s=0.5)
         overflows = daemon.log.count("queue overflowed")
         seen = _first(daemon.log, "seen")
+    longest_s = json.loads(counted.read_text())["longest_round_s"]
     late = [seen[name] - at for name, at in made_at.items() if name in seen]
     missed = number - len(late)
     complaints = lab.check(done=stacks)
     complaints += [f"{missed} files were never seen"] if missed else []
+    complaints += [f"the loop stood still for {longest_s:.0f} s"] if longest_s >= _LIVE_S else []
     figures |= {"files": number, "stacks": stacks, "missed": missed, "burst_s": round(burst_s, 1)}
     figures |= {"overflows_logged": overflows, "listed_s": round(listed_s, 1), "settled_s": round(settled_s, 1)}
+    figures["longest_round_s"] = longest_s
     figures |= {f"seen_after_p{int(100 * share)}_s": percentile(late, share) for share in (0.5, 0.95, 1.0)}
     if figures.get("lost_by_events_alone") == 0:
         complaints.append("nothing was lost without scans: the drill cannot see anything")
