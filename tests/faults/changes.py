@@ -48,7 +48,7 @@ class _Victim:
     """What the quick restorer makes of each whole version, by the SHA-256 of the version's bytes."""
 
 
-@drill(row=28, title="changed while it is read", bar=8, quick_s=50, full_s=420, needs=("linux", "gcc"))
+@drill(row=28, title="changed while it is read", bar=8, quick_s=25, full_s=420, needs=("linux", "gcc"))
 def changed_while_read(lab: Lab) -> Outcome:
     """Replaced by rename, rewritten in place (also with its old time), truncated, grown; opens slowed by 80 ms."""
     changes = ("replaced", "rewritten", "rewritten, old time", "truncated", "grown")

@@ -45,7 +45,7 @@ _CHANGES = (
 )
 
 
-@drill(row=32, title="too little memory", quick_s=60, full_s=120, needs=("linux", "root"))
+@drill(row=32, title="too little memory", full_s=120, needs=("linux", "root"))
 def memory_pressure(lab: Lab) -> Outcome:
     """A stack of 600 MB (1 MB on the disk): under `examine_bytes` of 256 MiB; then all of it in a cgroup of 350 MB."""
     complaints, figures = list[str](), dict[str, Any]()
@@ -125,13 +125,10 @@ def _remove_group(group: Path) -> None:
         time.sleep(0.1)
 
 
-@drill(row=33, title="an acquisition is not disturbed", bar=12, quick_s=90, full_s=460, needs=("linux",))
+@drill(row=33, title="an acquisition is not disturbed", bar=12, full_s=460, needs=("linux",))
 def acquisition_undisturbed(lab: Lab) -> Outcome:
-    """26 MB/s in images of 0.5 MiB; daemon at work or held (SIGSTOP) for a second each, in random order; a hog.
-
-    The quick suite, which runs on busy machines too, judges only the images that are lost.
-    """
-    pairs, rng, complaints = (25 if lab.quick else 150), random.Random(33), list[str]()
+    """26 MB/s in images of 0.5 MiB; daemon at work or held (SIGSTOP) for a second each, in random order; a hog."""
+    pairs, rng, complaints = 150, random.Random(33), list[str]()
     spans: list[tuple[str, float, float]] = []
     with _acquisition(lab) as times, lab.daemon(**_as_on_a_rig()) as daemon:
         ready_pid(lab, daemon, "daemon")
@@ -156,11 +153,11 @@ def acquisition_undisturbed(lab: Lab) -> Outcome:
         *(100 * (bound - 1) for bound in noise)
     )
     decided = noise[1] <= _DECIDED
-    if ratio > _MOST and not lab.quick:
+    if ratio > _MOST:
         complaints.append(
             f"the writer's p99 is {100 * (ratio - 1):+.1f} % with the daemon{'' if decided else undecided}"
         )
-    elif not decided and not lab.quick:
+    elif not decided:
         complaints.append(f"the writer's p99 is {100 * (ratio - 1):+.1f} % with the daemon{undecided}")
     complaints += [f"{lost['with']} images were lost with the daemon"] if lost["with"] else []
     complaints += [] if hog > _MOST else ["a hog was not seen: the drill cannot see anything"]
@@ -171,8 +168,6 @@ def acquisition_undisturbed(lab: Lab) -> Outcome:
     figures |= {"p99_ratio": round(ratio, 3), "interval_90": [round(low, 3), round(high, 3)]}
     figures |= {"noise_interval_90": [round(bound, 3) for bound in noise], "p99_ratio_hog": round(hog, 2)}
     good = f"p99 {100 * (ratio - 1):+.1f} % (90 % interval {100 * (low - 1):+.0f} to {100 * (high - 1):+.0f} %), 0 lost"
-    if not decided:
-        good += f", 0 late by {_BUFFERS} images{undecided}"
     return Outcome(not complaints, figures, words(complaints, good))
 
 
@@ -245,7 +240,7 @@ def _interval(draw: Callable[[], float]) -> tuple[float, float]:
     return drawn[50], drawn[950]
 
 
-@drill(row=33, title="raw data are only read", bar=12, quick_s=40, full_s=60, needs=("linux", "strace"))
+@drill(row=33, title="raw data are only read", bar=12, quick_s=15, full_s=60, needs=("linux", "strace"))
 def raw_only_read(lab: Lab) -> Outcome:
     """strace of the daemon and all its processes: calls below the watched folder that could change something."""
     control = lab.folder / "control"
@@ -287,10 +282,10 @@ def _changing(log: Path, folder: Path) -> list[str]:
     return found
 
 
-@drill(row=34, title="descriptors over many stacks", quick_s=40, full_s=900, needs=("linux",))
+@drill(row=34, title="descriptors over many stacks", full_s=900, needs=("linux",))
 def descriptors(lab: Lab) -> Outcome:
-    """3,000 stacks (quick: 60), one in ten of them damaged; open descriptors and memory of every process on the way."""
-    number, batch = (60, 20) if lab.quick else (3_000, 100)
+    """3,000 stacks, one in ten of them damaged; open descriptors and memory of every process on the way."""
+    number, batch = 3_000, 100
     samples: list[dict[str, int]] = []
     done = failed = 0
     with lab.daemon(quiet_s=0.1) as daemon:

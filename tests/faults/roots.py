@@ -28,7 +28,7 @@ _LIVE_S = 30.0
 """A loop that is not gone round for so long is not alive."""
 
 
-@drill(row=(20, 21), title="a disk goes and comes back", bar=6, quick_s=60, full_s=150, needs=("linux", "mount"))
+@drill(row=(20, 21), title="a disk goes and comes back", bar=6, quick_s=25, full_s=150, needs=("linux", "mount"))
 def disk_goes_and_comes(lab: Lab) -> Outcome:
     """The root is a mount: unmounted at work, mounted again; unmounted, restart on the empty mount point, mounted."""
     complaints, seconds, rounds = list[str](), list[float](), 1 if lab.quick else 4
@@ -62,7 +62,7 @@ def disk_goes_and_comes(lab: Lab) -> Outcome:
     return Outcome(not complaints, figures, words(complaints, "nothing marked gone, all picked up after each return"))
 
 
-@drill(row=20, title="a root is renamed away, replaced, and back", bar=6, quick_s=40, full_s=120, needs=("linux",))
+@drill(row=20, title="a root is renamed away, replaced, and back", bar=6, quick_s=25, full_s=120, needs=("linux",))
 def root_renamed(lab: Lab) -> Outcome:
     """The root is renamed away and back: nothing, an empty folder, then one with another stack stands in its place."""
     complaints, seconds, rounds = list[str](), list[float](), 1 if lab.quick else 4
@@ -102,10 +102,10 @@ def root_renamed(lab: Lab) -> Outcome:
     return Outcome(not complaints, figures, words(complaints, "nothing marked gone, all picked up after each return"))
 
 
-@drill(row=22, title="a share hangs", quick_s=40, full_s=90, needs=("linux", "root", "mount"))
+@drill(row=22, title="a share hangs", quick_s=30, full_s=150, needs=("linux", "root", "mount"))
 def share_hangs(lab: Lab) -> Outcome:
     """One of two roots is served through FUSE by a process that is stopped, idle and at work; then it goes on."""
-    complaints, figures, hold_s = list[str](), dict[str, Any](), 12.0 if lab.quick else 40.0
+    complaints, figures, hold_s = list[str](), dict[str, Any](), 8.0 if lab.quick else 40.0
     real, at, token = lab.folder / "real", lab.folder / "share", lab.folder / "token"
     token.write_text("a-token-of-this-drill")
     token.chmod(0o600)

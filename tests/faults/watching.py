@@ -32,7 +32,7 @@ _NEVER: dict[str, Any] = {"scan_s": 3600.0}
 """Scans that never come: the control, which must miss what events miss."""
 
 
-@drill(row=18, title="inotify's queue overflows", bar=5, quick_s=50, full_s=150, needs=("linux", "inotify-sysctl"))
+@drill(row=18, title="inotify's queue overflows", bar=5, quick_s=35, full_s=150, needs=("linux", "inotify-sysctl"))
 def queue_overflows(lab: Lab) -> Outcome:
     """fs.inotify.max_queued_events=128, then a burst of files, some of them stacks; once more without any scan."""
     number, stacks = (1_500, 15) if lab.quick else (5_000, 100)
@@ -43,7 +43,7 @@ def queue_overflows(lab: Lab) -> Outcome:
         return _burst(lab, number, stacks, {"lost_by_events_alone": lost}, "a queue of 128")
 
 
-@drill(row=18, title="100,000 files at once", bar=5, full_s=900, needs=("linux",))
+@drill(row=18, title="100,000 files at once", bar=5, full_s=1200, needs=("linux",))
 def hundred_thousand(lab: Lab) -> Outcome:
     """100,000 files as fast as one process makes them, 200 of them stacks, with the limits as they are."""
     return _burst(lab, 100_000, 200, {}, "the system's limits")
@@ -111,7 +111,7 @@ def _lost(lab: Lab, number: int, daemon: Daemon) -> int:
     return number - listed
 
 
-@drill(row=19, title="too few watches", bar=5, quick_s=30, full_s=40, needs=("linux", "unshare"))
+@drill(row=19, title="too few watches", bar=5, quick_s=20, full_s=40, needs=("linux", "unshare"))
 def too_few_watches(lab: Lab) -> Outcome:
     """The daemon may have 20 watches (a user namespace of its own); 25 folders from the start, 25 made meanwhile."""
     limited = 'echo 20 > /proc/sys/user/max_inotify_watches && exec "$@"'
@@ -135,10 +135,10 @@ def too_few_watches(lab: Lab) -> Outcome:
     return Outcome(not complaints, figures, words(complaints, f"50 of 50, the last seen after {late:.1f} s"))
 
 
-@drill(row=23, title="events dropped, repeated, reordered", quick_s=50, full_s=600, needs=("linux",))
+@drill(row=23, title="events dropped, repeated, reordered", quick_s=20, full_s=600, needs=("linux",))
 def unreliable_events(lab: Lab) -> Outcome:
     """Random changes of files; a third of the events is dropped, a third repeated, all come late and out of order."""
-    rounds, steps = (3, 300) if lab.quick else (20, 500)
+    rounds, steps = (1, 300) if lab.quick else (20, 500)
     counted, complaints = lab.folder / "counted.json", list[str]()
     play = _Play(lab)
     prefix: list[str | Path] = [sys.executable, "-m", "tests.faults.events", "23", counted]
@@ -221,7 +221,7 @@ class _Play:
         ]
 
 
-@drill(row=24, title="files that move", quick_s=40, full_s=120, needs=("linux",))
+@drill(row=24, title="files that move", quick_s=15, full_s=120, needs=("linux",))
 def files_that_move(lab: Lab) -> Outcome:
     """Renamed after closing, copied under a temporary name, moved between roots before, at and after restoration."""
     number, second = (3 if lab.quick else 12), lab.folder / "incoming2"

@@ -95,20 +95,20 @@ class Writer:
         return bool(np.array_equal(read_stack(result).data, wanted))
 
 
-@drill(row=25, title="TIFF writers stall", bar=7, quick_s=25, full_s=120, needs=("linux",))
+@drill(row=25, title="TIFF writers stall", bar=7, quick_s=15, full_s=120, needs=("linux",))
 def tiff_stalls(lab: Lab) -> Outcome:
     """tifffile (one call, page by page, ImageJ, OME) gets SIGSTOP in mid-stack for 3x every patience, then SIGCONT."""
     return _stalled(lab, _TIFF)
 
 
-@drill(row=25, title="writers of data sets stall", bar=7, quick_s=40, full_s=160, needs=("linux", "ndstorage", "zarr"))
+@drill(row=25, title="writers of data sets stall", bar=7, quick_s=25, full_s=160, needs=("linux", "ndstorage", "zarr"))
 def data_set_stalls(lab: Lab) -> Outcome:
     """ndstorage, zarr (0.4, 0.5, sharded) and separate files: SIGSTOP in mid-stack for 3x every patience, SIGCONT."""
     return _stalled(lab, _FOLDERS)
 
 
 @drill(
-    row=25, title="microscope programs stall", bar=7, quick_s=40, full_s=160, needs=("linux", "ome-writers", "pymmcore")
+    row=25, title="microscope programs stall", bar=7, quick_s=25, full_s=160, needs=("linux", "ome-writers", "pymmcore")
 )
 def microscope_stalls(lab: Lab) -> Outcome:
     """ome-writers, and pymmcore-plus with MMCore's DemoCamera: SIGSTOP in mid-stack for 3x every patience, SIGCONT."""
@@ -169,14 +169,14 @@ def _stall(lab: Lab, writers: Sequence[Writer], stops: int, rng: random.Random) 
     return done
 
 
-@drill(row=26, title="TIFF writers are killed", bar=7, quick_s=25, full_s=120, needs=("linux",))
+@drill(row=26, title="TIFF writers are killed", bar=7, full_s=120, needs=("linux",))
 def tiff_killed(lab: Lab) -> Outcome:
     """tifffile (one call, page by page, ImageJ, OME) gets SIGKILL in mid-stack."""
     return _killed(lab, _TIFF)
 
 
 @drill(
-    row=26, title="writers of data sets are killed", bar=7, quick_s=40, full_s=200, needs=("linux", "ndstorage", "zarr")
+    row=26, title="writers of data sets are killed", bar=7, quick_s=20, full_s=200, needs=("linux", "ndstorage", "zarr")
 )
 def data_set_killed(lab: Lab) -> Outcome:
     """ndstorage, zarr (0.4, 0.5, sharded) and separate image files: SIGKILL in mid-stack."""
@@ -187,7 +187,6 @@ def data_set_killed(lab: Lab) -> Outcome:
     row=26,
     title="microscope programs are killed",
     bar=7,
-    quick_s=40,
     full_s=200,
     needs=("linux", "ome-writers", "pymmcore"),
 )
@@ -238,7 +237,7 @@ def _killed(lab: Lab, kinds: Sequence[str]) -> Outcome:
 @drill(row=27, title="a pre-allocated NDTiff", bar=7, quick_s=20, full_s=40, needs=("linux", "ndstorage"))
 def preallocated(lab: Lab) -> Outcome:
     """ndstorage's file has 4 GiB from the first frame on; it is stopped in mid-stack; bytes read: /proc/PID/io."""
-    hold_s = 4.0 if lab.quick else 20.0
+    hold_s = 2.0 if lab.quick else 20.0
     with lab.daemon(recipe=VoxelRecipe(lab.log), **_QUIET) as daemon:
         lab.wait(lambda: "restoring with" in daemon.log)
         writer = Writer(lab, "ndtiff", 0, pause_s=0.2)
@@ -265,7 +264,7 @@ def preallocated(lab: Lab) -> Outcome:
     return Outcome(not complaints, figures, words(complaints, good))
 
 
-@drill(row=29, title="frames missing, twice, out of order", quick_s=40, full_s=60, needs=("linux", "ndstorage", "zarr"))
+@drill(row=29, title="frames missing, twice, out of order", full_s=60, needs=("linux", "ndstorage", "zarr"))
 def odd_frames(lab: Lab) -> Outcome:
     """ndstorage, zarr and separate files are given frames out of order, one twice, or without plane z=3."""
     kinds, complaints, named = ("ndtiff", "zarr2", "zarr3", "sharded", "separate"), list[str](), 0
