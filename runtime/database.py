@@ -48,8 +48,14 @@ class LedgerError(StorageError):
     """The ledger cannot be read or written."""
 
 
-class _DamagedError(Exception):
+class DamagedLedgerError(LedgerError):
     """The file is no ledger, or no longer."""
+
+
+def ledger_error(error: Exception, words: str) -> LedgerError:
+    """Return what to raise in place of an error of SQLite, or of a row that makes no sense."""
+    whole = isinstance(error, sqlite3.OperationalError)
+    return (LedgerError if whole else DamagedLedgerError)(f"{words}: {error}")
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -62,12 +68,8 @@ def open_database(path: Path) -> sqlite3.Connection:
     """
     try:
         return _opened(path)
-    except _DamagedError as error:
-        aside = _move_aside(path)
-        logger.error(
-            "the ledger %s is damaged (%s); it is now %s; a new one takes over the results on disk",
-            *(shown(path), error, aside.name),
-        )
+    except DamagedLedgerError as error:
+        set_aside(path, str(error))
         return _opened(path)
 
 
@@ -87,6 +89,7 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise LedgerError(f"the ledger {shown(path)} cannot be opened: {error}") from error
     database.row_factory = sqlite3.Row
+    database.text_factory = lambda text: text.decode("utf-8", "replace")
     return database
 
 
@@ -97,7 +100,7 @@ def _opened(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous=FULL")
         problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
-            raise _DamagedError(" ".join(problem.split()))
+            raise DamagedLedgerError(" ".join(problem.split()))
         database.executescript(_SCHEMA)
         database.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
         version = database.execute("SELECT value FROM meta WHERE key='schema'").fetchone()[0]
@@ -113,7 +116,7 @@ def _opened(path: Path) -> sqlite3.Connection:
         database.close()
         if isinstance(error, sqlite3.OperationalError):
             raise LedgerError(f"the ledger {shown(path)} cannot be used: {error}") from error
-        raise _DamagedError(str(error)) from error
+        raise DamagedLedgerError(str(error)) from error
     except BaseException:
         database.close()
         raise
@@ -128,7 +131,14 @@ def _upgrade_from_1(database: sqlite3.Connection) -> None:
     database.execute("COMMIT")
 
 
-def _move_aside(path: Path) -> Path:
+def set_aside(path: Path, why: str) -> None:
+    """Give a damaged file, which nobody has open, another name, so that a new one can be begun.
+
+    Raises
+    ------
+    LedgerError
+        It cannot be renamed.
+    """
     aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
     try:
         for suffix in ("-wal", "-shm", ""):
@@ -139,4 +149,7 @@ def _move_aside(path: Path) -> Path:
         raise LedgerError(
             f"the damaged ledger {shown(path)} cannot be moved away: {error.strerror or error}"
         ) from error
-    return aside
+    logger.error(
+        "the ledger %s is damaged (%s); it is now %s; a new one takes over the results on disk",
+        *(shown(path), why, aside.name),
+    )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ssai3d_rt.imaging.limits import require_restorable
 from ssai3d_rt.imaging.read import open_acquisition
 from ssai3d_rt.progress import silent
 from ssai3d_rt.runtime.messages import Examine
@@ -45,5 +46,5 @@ def examine(order: Examine, progress: Progress = silent) -> str:
         for number, key in enumerate(acquisition.keys):
             progress("examine", number, len(acquisition.keys))
             if acquisition.is_whole(key):
-                acquisition.read(key)
+                require_restorable(acquisition.read(key))
     return content

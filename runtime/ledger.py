@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssai3d_rt.imaging.openfile import shown
-from ssai3d_rt.runtime.database import LedgerError, open_database
+from ssai3d_rt.runtime.database import LedgerError, ledger_error, open_database
 from ssai3d_rt.runtime.lock import FileLock
 from ssai3d_rt.runtime.source import Identity
 
@@ -177,9 +177,8 @@ class Ledger:
         try:
             return self._database.execute(sql, values).lastrowid or 0
         except sqlite3.Error as error:
-            raise LedgerError(
-                f"the ledger {shown(self.path)} could not be written: {error}; is its disk full?"
-            ) from error
+            words = f"the ledger {shown(self.path)} could not be written (is its disk full?)"
+            raise ledger_error(error, words) from error
 
     def see(self, path: Path, identity: Identity) -> Entry:
         """Enter a file that was not known, in state ``seen``."""
@@ -345,8 +344,8 @@ class Ledger:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise LedgerError(f"the ledger {shown(self.path)} could not be read: {error}") from error
+        except (sqlite3.Error, ValueError) as error:
+            raise ledger_error(error, f"the ledger {shown(self.path)} could not be read") from error
 
 
 def counts(database: sqlite3.Connection, job: Job | None = None) -> dict[str, int]:

@@ -269,6 +269,9 @@ class Line:
                 logger.error("%s; the restoring process is started again", reason)
                 self.canary = Canary(False, reason)
                 kind = Kind.WORKER
+            if kind is Kind.INPUT:
+                # The source was read before, all of it, by another process: this one may be at fault.
+                kind, fault = Kind.WORKER, Fault.INPUT
             if kind is Kind.WORKER and self.worker.idle:
                 self.worker.restart(failed=True)
         entry = self._book[work.path]
@@ -300,7 +303,7 @@ class Line:
 
     def _pause(self, reason: str, now: float) -> None:
         self._refusals += 1
-        self._paused_until = now + self._settings.wait_s(self._refusals)
+        self._paused_until = now + min(self._settings.wait_s(self._refusals), self._settings.scan_s)
         if self._refusals == 1:
             logger.error("paused, and tried again by itself: %s", reason)
         self._say_paused(reason)

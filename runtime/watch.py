@@ -30,7 +30,7 @@ from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.progress import silent
 from ssai3d_rt.runtime.book import Book, Listener, WatchEvent
 from ssai3d_rt.runtime.bulletin import Bulletin
-from ssai3d_rt.runtime.database import LedgerError
+from ssai3d_rt.runtime.database import DamagedLedgerError, LedgerError, set_aside
 from ssai3d_rt.runtime.hints import Hints, is_network
 from ssai3d_rt.runtime.inspector import Inspector
 from ssai3d_rt.runtime.intake import Intake
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.1
 _SHARE = {"full": 1.0, "slow": 0.5, "pause": 0.0}
 """Share of the time that the device is at work while an acquisition goes on."""
-_REOPEN_S = 5.0
+_REOPEN_S = 1.0
 
 
 def watch(
@@ -137,6 +137,8 @@ def watch(
                 # As after a crash: what is in memory may differ from the ledger, so begin again from the ledger.
                 logger.error("%s; the daemon begins again", error)
                 ledger.close()
+                if isinstance(error, DamagedLedgerError):
+                    set_aside(ledger.path, str(error))
                 ledger = _reopened(ledger, stop, bulletin)
         return ledger.counts()
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,7 +269,10 @@ def _metadata(stack: Stack, channels: tuple[str, ...], provenance: dict[str, Any
     if provenance:
         pairs = {key: _encoded(value) for key, value in provenance.items()}
         metadata["MapAnnotation"] = {"Namespace": PROVENANCE, "Value": pairs}
-    return metadata
+    # The same provenance gives the same file, to the bit. What has none is told apart at random, not by this machine's
+    # network address, which would be published with it.
+    told = uuid.uuid5(uuid.NAMESPACE_URL, PROVENANCE + json.dumps(metadata, sort_keys=True))
+    return metadata | {"UUID": str(told if provenance else uuid.uuid4())}
 
 
 def _channels_of(stacks: Sequence[Stack], times: int | None) -> tuple[str, ...]:

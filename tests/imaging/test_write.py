@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import re
+import uuid
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -278,3 +280,15 @@ def test_anything_written_comes_back(
         assert acquisition.voxel_um == pytest.approx(size, rel=1e-6)
         for expected, key in zip(data, acquisition.keys, strict=True):
             np.testing.assert_array_equal(acquisition.read(key).data, expected)
+
+
+def test_the_same_content_and_provenance_give_the_same_bytes(tmp_path: Path) -> None:
+    stack = Stack(np.arange(4 * 8 * 8, dtype=np.uint16).reshape(4, 8, 8), (0.1, 0.1, 0.1), position="A1")
+    files = [tmp_path / f"{number}.ome.tif" for number in range(4)]
+    for path, provenance in zip(files, ({"tile": 64}, {"tile": 64}, {"tile": 32}, {}), strict=True):
+        write_ome_tiff(path, stack, provenance)
+    same, again, other, without = (path.read_bytes() for path in files)
+    assert same == again
+    ids = [re.findall(rb'UUID="urn:uuid:([^"]+)"', data) for data in (same, other, without)]
+    assert len({name for found in ids for name in found}) == 3
+    assert {uuid.UUID(found[0].decode()).version for found in ids} == {4, 5}
