@@ -148,7 +148,7 @@ def too_little_memory(lab: Lab) -> Outcome:
     return Outcome(not complaints, figures, "; ".join(complaints[:6]) or good)
 
 
-@drill(row=36, title="a sticky error of the device", bar=9, quick_s=20, full_s=90, needs=("linux",))
+@drill(row=36, title="a sticky error of the device", bar=9, full_s=90, needs=("linux",))
 def sticky_errors(lab: Lab) -> Outcome:
     """A call fails, and from then on everything that this process computes is subtly wrong, and its check blind."""
     number = 8 if lab.quick else 50
@@ -161,7 +161,7 @@ def sticky_errors(lab: Lab) -> Outcome:
     return told(seen, f"{number} of {number} right after {seen.figures['faults']} errors")
 
 
-@drill(row=37, title="the device hangs", bar=9, quick_s=25, full_s=120, needs=("linux",))
+@drill(row=37, title="the device hangs", bar=9, full_s=120, needs=("linux",))
 def hangs(lab: Lab) -> Outcome:
     """A call of the network never returns."""
     number, faulty = (4, 3) if lab.quick else (20, 15)
@@ -200,7 +200,7 @@ def nothing_to_see(lab: Lab) -> Outcome:
 @drill(row=(35, 36, 37, 38), title="everything at random", bar=9, quick_s=40, full_s=240, needs=("linux",))
 def sick_device(lab: Lab) -> Outcome:
     """The restoring process dies, hangs, errs or answers with garbage at random calls, in three of four stacks."""
-    number, rng = (24 if lab.quick else 160), random.Random(9)
+    number, rng = (16 if lab.quick else 160), random.Random(9)
     sources = blob_stacks(lab, number)
     kinds = ("kill", "kill", "kill", "exit", "sticky", "bug", "check", *GARBAGE)
     faults: list[Fault | None] = []

@@ -106,10 +106,10 @@ class Tally:
     complaints: list[str] = field(default_factory=list)
 
 
-@drill(row=43, title="fuzzed files", bar=10, quick_s=60, full_s=420, needs=("linux", "zarr", "ndstorage"))
+@drill(row=43, title="fuzzed files", bar=10, quick_s=20, full_s=420, needs=("linux", "zarr", "ndstorage"))
 def fuzzed_files(lab: Lab) -> Outcome:
     """Bits, numbers and words changed, pieces cut, moved, doubled and zeroed where a format keeps its structure."""
-    cases = 800 if lab.quick else 10_000
+    cases = 500 if lab.quick else 10_000
     tally = Tally()
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     seeds = [seed for seed in SEEDS for _ in range(seed.weight)]

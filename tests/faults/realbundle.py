@@ -147,7 +147,7 @@ def _damage(runner: Any, bundle: Bundle, share: float) -> None:
     runner._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
 
 
-@drill(row=38, title="a real network loses its weights", bar=9, quick_s=45, full_s=90, needs=("linux",))
+@drill(row=38, title="a real network loses its weights", bar=9, quick_s=30, full_s=90, needs=("linux",))
 def weights_go_bad(lab: Lab) -> Outcome:
     """While a stack is restored, bits of the loaded weights are flipped, from one in a hundred bytes to all of them."""
     recipe = recipe_of(tiny_bundle())

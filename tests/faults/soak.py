@@ -111,14 +111,14 @@ def work(lab: Lab, seconds: float, *, leaky: bool = False) -> list[Sample]:
     return samples
 
 
-@drill(row=34, title="thousands of stacks", bar=13, quick_s=75, full_s=1900, needs=("linux",))
+@drill(row=34, title="thousands of stacks", bar=13, quick_s=45, full_s=1950, needs=("linux",))
 def soak(lab: Lab) -> Outcome:
     """Small stacks one after the other, as fast as they are done; then the same with a listener that keeps memory."""
-    samples = work(lab, 40.0 if lab.quick else 1800.0)
+    samples = work(lab, 22.0 if lab.quick else 1800.0)
     complaints, figures = verdict(samples)
     complaints += lab.check(done=samples[-1].done)
     leaking = Lab(lab.folder / "leaking", quick=lab.quick)
-    leaky = work(leaking, 25.0 if lab.quick else 90.0, leaky=True)
+    leaky = work(leaking, 12.0 if lab.quick else 90.0, leaky=True)
     found, leak = verdict(leaky)
     caught = any("the daemon grow" in words for words in found)
     complaints += [] if caught else [f"a planted leak was not seen: {leak}"]
@@ -129,10 +129,10 @@ def soak(lab: Lab) -> Outcome:
     return Outcome(not complaints, figures, "; ".join(complaints[:6]) or f"{good}; a planted leak is seen")
 
 
-@drill(row=34, title="a ledger of a million rows", bar=13, quick_s=45, full_s=240, needs=("linux",))
+@drill(row=34, title="a ledger of a million rows", bar=13, quick_s=20, full_s=240, needs=("linux",))
 def million_rows(lab: Lab) -> Outcome:
-    """A ledger of a million done stacks, of which 100,000 lie in the watched folder; a tenth of it in a quick run."""
-    rows, files = (100_000, 10_000) if lab.quick else (1_000_000, 100_000)
+    """A ledger of a million done stacks, 100,000 of them in the watched folder; a twentieth of that in a quick run."""
+    rows, files = (50_000, 5_000) if lab.quick else (1_000_000, 100_000)
     _fill(lab, rows, files)
     complaints = []
     began = time.monotonic()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STEPS = 10_000
 
 
-@drill(row=23, title="events lost, late and twice, and everything else at random", quick_s=60, full_s=400)
+@drill(row=23, title="events lost, late and twice, and everything else at random", quick_s=25, full_s=400)
 def state_machine(lab: Lab) -> Outcome:
     """Hypothesis adds, grows, renames, replaces, deletes, submits, kills, fills disks and unmounts against a model."""
     wanted = STEPS // 12 if lab.quick else STEPS
