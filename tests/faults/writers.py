@@ -37,6 +37,7 @@ _RIGS = ("ome-writers-tiff", "ome-writers-zarr", "pymmcore-tiff", "pymmcore-zarr
 _QUIET: dict[str, Any] = {"quiet_s": 0.3, "incomplete_after_s": 1.0, "voxel_z_um": 0.2, "voxel_xy_um": 0.1}
 _STALL_S = 3.2
 """More than three times every patience above."""
+_SETTLED = (State.DONE, State.FAILED, State.SKIPPED)
 _MOST_BYTES = 64 << 20
 """What the daemon may read of a data set of a few kilobytes in a file of 4 GiB."""
 
@@ -218,7 +219,7 @@ def _killed(lab: Lab, kinds: Sequence[str]) -> Outcome:
                     listed += 1
                 elif writer.at("closed") and row is not None and row.state is State.DONE:
                     whole += 1
-                elif writer.kind in UNDECLARED and row is not None and row.state is State.DONE:
+                elif writer.kind in UNDECLARED and row is not None and row.state in (State.DONE, State.SKIPPED):
                     undeclared += 1
                 else:
                     complaints.append(f"{writer.path.name} is {row and row.state.value}: {row and row.reason}")
@@ -229,8 +230,8 @@ def _killed(lab: Lab, kinds: Sequence[str]) -> Outcome:
     figures["formats"] = ", ".join(kinds)
     good = f"{listed} of {rounds * len(kinds)} are listed as incomplete, none is published"
     if undeclared:
-        figures["published_undeclared"] = undeclared
-        good += f" (but {undeclared} of pages that declare nothing, which are whole, shorter stacks)"
+        figures["taken_as_they_are"] = undeclared
+        good += f" (but {undeclared} of pages that declare nothing, which are whole, shorter stacks or single images)"
     return Outcome(not complaints, figures, words(complaints, good))
 
 
@@ -307,7 +308,7 @@ def _not_done(lab: Lab, writer: Writer) -> str:
 
 
 def _is_settled(lab: Lab, path: Path) -> bool:
-    return any(entry.path == path and entry.state in (State.DONE, State.FAILED) for entry in lab.entries())
+    return any(entry.path == path and entry.state in _SETTLED for entry in lab.entries())
 
 
 def _results_before(daemon: Daemon, writer: Writer, moment: float) -> list[float]:
