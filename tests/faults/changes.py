@@ -56,7 +56,7 @@ class _Victim:
 def changed_while_read(lab: Lab) -> Outcome:
     """Replaced by rename, rewritten in place (also with its old time), truncated, grown; opens slowed by 80 ms."""
     changes = ("replaced", "rewritten", "rewritten, old time", "truncated", "grown")
-    rounds, rng = (3, random.Random(28)) if lab.quick else (40, random.Random(28))
+    rounds, rng = (3, random.Random(28)) if lab.quick else (25, random.Random(28))
     env = {"LD_PRELOAD": str(built("slow", lab.folder)), "SLOW_PATH": str(lab.incoming), "SLOW_OPEN_MS": "80"}
     complaints, hit, requeued, mixed = list[str](), Counter[str](), 0, 0
     with lab.daemon(env=env, delay_s=0.1, quiet_s=0.2, incomplete_after_s=0.6) as daemon:
