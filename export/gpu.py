@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_NO_GPU = (34, 100)
+"""What a driver's library answers where there is only the library, and where there is no GPU."""
+_MISMATCH = 803
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """One GPU.
@@ -43,12 +48,21 @@ class Gpu:
         return f"{self.name} {self.capability[0]}.{self.capability[1]} driver {self.cuda[0]}"
 
 
+def driver_fault() -> str | None:
+    """Say what is wrong with a driver that is there and does not answer; None where nothing is, or there is none."""
+    driver = _driver()
+    code = 0 if driver is None else int(driver.cuInit(0))
+    if code in (0, *_NO_GPU):
+        return None
+    why = "its parts do not match, as after an update" if code == _MISMATCH else f"CUDA error {code}"
+    return f"the NVIDIA driver does not answer ({why}); restart the computer, or install the driver again"
+
+
 @cache
 def gpu() -> Gpu | None:
-    """Ask the driver for the first GPU; None where there is no driver or no GPU."""
-    try:
-        driver = cast("Any", ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"))
-    except OSError:
+    """Ask the driver for the first GPU; None where there is no driver or no GPU, or the driver does not answer."""
+    driver = _driver()
+    if driver is None:
         return None
     device, major, minor, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(128)
@@ -65,3 +79,11 @@ def gpu() -> Gpu | None:
         return None
     cuda = (version.value // 1000, version.value % 1000 // 10)  # 13020 is CUDA 13.2
     return Gpu(name.value.decode(errors="replace"), (major.value, minor.value), cuda)
+
+
+def _driver() -> Any:
+    """Load the driver's library; None where there is none."""
+    try:
+        return cast("Any", ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"))
+    except OSError:
+        return None

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssai3d_rt.errors import BackendError
-from ssai3d_rt.export.gpu import Gpu, gpu
+from ssai3d_rt.export.gpu import Gpu, driver_fault, gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +87,8 @@ class Cuda(Protocol):
 
 def why_no_gpu() -> str | None:
     """Return None where an NVIDIA GPU can be used, else a sentence that says what to do."""
+    if fault := driver_fault():
+        return fault
     if gpu() is None:
         return "no NVIDIA GPU or driver was found; install the NVIDIA driver, or use openvino or onnxruntime on the CPU"
     return None

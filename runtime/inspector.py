@@ -6,6 +6,7 @@ One answer a call, within the time that the settings allow. It does not know wha
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.imaging.openfile import shown
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LATE_WAITS = 12.0
+"""So many times the time that was allowed passes before a source that took too long is looked at again."""
+
 
 class Inspector:
     """Says whether sources are complete; see `complete.completeness`.
@@ -33,16 +37,27 @@ class Inspector:
     def __init__(self, settings: WatchSettings) -> None:
         self._worker = Worker(None, settings)
         self._judge_s = settings.judge_s
+        self._late: dict[Path, tuple[float, float, Completeness]] = {}
 
     def judge(self, path: Path) -> Completeness:
-        """Judge one source; one that takes too long is as if it still grew, one that ends the process is broken."""
+        """Judge one source; one that ends the process is broken.
+
+        One that takes too long is as if it still grew, and is not looked at again for a while, twice as long each time.
+        """
+        until, wait_s, said = self._late.get(path, (0.0, _LATE_WAITS * self._judge_s, None))
+        if said is not None and time.monotonic() < until:
+            return said
         answer = self._worker.ask(Judge(path), self._judge_s)
         if isinstance(answer, Judged):
+            self._late.pop(path, None)
             return answer.found
         reason = answer.reason if isinstance(answer, Ended | Failed) else str(answer)
         logger.warning("%s: looking at it: %s", shown(path), reason)
         late = isinstance(answer, Ended) and "longer" in reason
-        return Completeness(Judgement.GROWING if late else Judgement.BROKEN, f"looking at it: {reason}")
+        found = Completeness(Judgement.GROWING if late else Judgement.BROKEN, f"looking at it: {reason}")
+        if late:
+            self._late[path] = (time.monotonic() + wait_s, 2 * wait_s, found)
+        return found
 
     def close(self) -> None:
         """End the process."""

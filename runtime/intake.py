@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.runtime.complete import Judgement
 from ssai3d_rt.runtime.ledger import Fault, State
+from ssai3d_rt.runtime.publish import discard
 from ssai3d_rt.runtime.scan import MARKER, Found, candidate, is_data_set, owner_of, scan
 from ssai3d_rt.runtime.scanner import Scanned, Scanner
 from ssai3d_rt.runtime.submit import pending
@@ -155,10 +156,17 @@ class Intake:
         """Send a row back to waiting: it turned out not to be complete, or changed while it was read."""
         found = candidate(entry.path)
         if found is None:
-            self._book.move(entry, State.GONE, reason=reason)
+            self._lose(entry, reason)
             return
         self._book.move(entry, State.WAITING, identity=found, reason=reason)
         self._wait(entry.path, time.monotonic())
+
+    def _lose(self, entry: Entry, reason: str) -> None:
+        """Note that a file is not there; a scan that finds it again takes it for a new one."""
+        self._looks.pop(entry.path, None)
+        for files in self._last.values():
+            files.pop(entry.path, None)
+        self._book.move(entry, State.GONE, reason=reason)
 
     def _wait(self, path: Path, now: float) -> None:
         self._looks[path] = _Look(now)
@@ -245,8 +253,7 @@ class Intake:
             entries = [entry for entry in rows if entry is not None and entry.state in _WAITED_FOR]
         for entry in entries:
             if entry.path not in found.files and not os.path.lexists(entry.path):
-                self._looks.pop(entry.path, None)
-                self._book.move(entry, State.GONE, reason="the file is gone")
+                self._lose(entry, "the file is gone")
 
     def _take_markers(self, found: Found, files: Iterable[Path], now: float) -> None:
         if not found.markers:
@@ -270,7 +277,7 @@ class Intake:
                     self._submitted(entry, now)
             if not files:
                 logger.warning("submitted: %s; it is not a stack in a watched folder", shown(path or word))
-            word.unlink(missing_ok=True)
+            discard(word)
 
     def _submitted(self, entry: Entry, now: float) -> None:
         if entry.state in (State.FAILED, State.SKIPPED):
@@ -287,6 +294,9 @@ class Intake:
             del self._looks[path]
             return
         found = candidate(path)
+        if found is None:
+            self._lose(entry, "the file is gone")
+            return
         if found != entry.identity:
             self.look(path, found, now)
             return

@@ -290,7 +290,7 @@ class Ledger:
 
     def done_after(self, row: int, most: int) -> list[Entry]:
         """Return some done rows, in order, from the one after `row` on."""
-        return list(self._select("AND state='done' AND id>? ORDER BY id LIMIT ?", row, most))
+        return list(self._select("AND +state='done' AND id>? ORDER BY id LIMIT ?", row, most))
 
     def below(self, folder: Path, states: Iterable[State], most: int) -> list[Entry]:
         """Return at most so many rows of files below a folder, in one of these states."""
@@ -309,7 +309,7 @@ class Ledger:
 
     def with_content(self, content: str) -> list[Entry]:
         """Rows of this job whose file held the same bytes."""
-        return list(self._select("AND content=? ORDER BY id", content))
+        return list(self._select("AND content=? AND content!='' ORDER BY id", content))
 
     def claims(self, result: Path) -> bool:
         """Whether any row, of whatever job, names this result."""

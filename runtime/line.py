@@ -10,11 +10,13 @@ refuses pauses the line, no stack is to blame.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.errors import BackendError, StorageError
+from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.runtime.complete import Judgement
 from ssai3d_rt.runtime.database import LedgerError
 from ssai3d_rt.runtime.ledger import Fault, State
@@ -172,6 +174,10 @@ class Line:
         if isinstance(message, Examined):
             if entry.state is not State.READY:
                 return  # it changed while it was examined
+            if os.path.realpath(work.folder) != str(work.folder):
+                words = f"its folder {shown(work.folder)} leads elsewhere (a link); results are written through none"
+                self._book.move(entry, State.FAILED, fault=Fault.INPUT, reason=words)
+                return
             try:
                 make_folder(work.folder)
                 known = self._results.exists_already(entry, message.content, work.folder)

@@ -24,13 +24,15 @@ from ssai3d_rt.errors import DeviceError
 
 Float = npt.NDArray[np.float64]
 
-LEAST_CORRELATION = 0.5
+LEAST_CORRELATION = 0.8
 """Of the block means; real restorations reach far more, see docs/reliability.md."""
 
 _MOST_BLOCKS = (6, 12, 12)
 _LEAST_SIDE = 4
 _NOISE_FACTOR = 4.0
 _PLANES = 16
+_ROUNDING = 1.0
+"""Counts: what differs by no more than this may be constant once it is denoised and rounded."""
 
 
 def require_likeness(raw: npt.NDArray[Any], restored: npt.NDArray[Any]) -> None:
@@ -48,6 +50,8 @@ def require_likeness(raw: npt.NDArray[Any], restored: npt.NDArray[Any]) -> None:
     DeviceError
         It is something else.
     """
+    if raw.min() < raw.max() and restored.min() == restored.max() and float(raw.std(dtype=np.float64)) > _ROUNDING:
+        raise DeviceError("the restored stack is constant, the raw one is not; the device computes nonsense")
     found = likeness(raw, restored)
     if found is not None and found < LEAST_CORRELATION:
         raise DeviceError(

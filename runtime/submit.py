@@ -24,6 +24,7 @@ from ssai3d_rt.errors import InputError, StorageError
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.runtime.publish import STATE_FOLDER, sync_folder, temporary_name
 from ssai3d_rt.runtime.scan import MARKER
+from ssai3d_rt.runtime.source import open_source
 
 INBOX = "inbox"
 _MOST_BYTES = 1 << 16
@@ -79,10 +80,19 @@ def pending(out: Path) -> list[tuple[Path, Path | None]]:
     for name in names:
         word = out / STATE_FOLDER / INBOX / name
         try:
-            with open(word, "rb") as file:
-                target = Path(json.loads(file.read(_MOST_BYTES))["path"])
-        except (OSError, ValueError, KeyError, TypeError):
-            found.append((word, None))
-        else:
-            found.append((word, Path(os.path.realpath(target.parent)) / target.name))
+            found.append((word, _target(word)))
+        except (InputError, OSError):
+            continue  # no word of ours: a folder, a pipe, a link
     return found
+
+
+def _target(word: Path) -> Path | None:
+    """Return the path that a submission names, None where it makes no sense."""
+    with open_source(word) as file:
+        text = file.read(_MOST_BYTES)
+    try:
+        target = json.loads(text)["path"]
+        os.fsencode(target)
+        return Path(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        return None

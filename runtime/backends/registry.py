@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ssai3d_rt.errors import BackendError, ParityError, Ssai3dError, StorageError
 from ssai3d_rt.export.cache import cache_folder, private_folder
-from ssai3d_rt.export.gpu import gpu
+from ssai3d_rt.export.gpu import driver_fault, gpu
 from ssai3d_rt.runtime.backends import ort, ov, reference, trt
 from ssai3d_rt.runtime.backends.runner import Runner, self_test
 
@@ -132,6 +132,8 @@ def open_runner(
     if backend == AUTO:
         if runner := _open_fastest(bundle, threads, most_tiles, on_gpu=True):
             return runner
+        if fault := driver_fault():
+            raise BackendError(f"{fault}; --backend cpu restores on the CPU instead")
         if (card := gpu()) is not None:
             raise BackendError(
                 f"no backend can use this machine's {card.name} for {bundle.folder} ({_reasons(gpu_only=True)}); "

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-MAX_PAGES = 250_000
+MAX_PAGES = 65_536
 MAX_ENTRIES = 1024
 MAX_SEGMENTS = 1 << 20
 MAX_DESCRIPTION_BYTES = 64 << 20

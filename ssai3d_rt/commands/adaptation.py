@@ -93,7 +93,8 @@ def _draw_spectra(stack: "Stack", profile: "RigProfile", path: Path) -> Path | N
 def finetune(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="MODEL_DIR", help="Folder of the adapted model.")],
     stacks: Annotated[
-        list[Path] | None, typer.Argument(metavar="STACK", help="TIFF, OME-TIFF, or a Micro-Manager, NDTiff or OME-Zarr folder.")
+        list[Path] | None,
+        typer.Argument(metavar="STACK", help="TIFF, or a folder of Micro-Manager, NDTiff, OME-Zarr."),
     ] = None,
     follow: Annotated[
         Path | None,

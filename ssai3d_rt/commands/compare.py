@@ -17,7 +17,9 @@ METHODS = "raw,richardson-lucy,base,ssai3d"
 
 
 def compare(
-    stack: Annotated[Path, typer.Argument(metavar="STACK", help="TIFF, OME-TIFF, or a Micro-Manager, NDTiff or OME-Zarr folder.")],
+    stack: Annotated[
+        Path, typer.Argument(metavar="STACK", help="TIFF, or a folder of Micro-Manager, NDTiff, OME-Zarr.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT_DIR", help="Folder for stacks, table and picture.")],
     methods: Annotated[
         str,

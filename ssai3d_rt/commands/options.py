@@ -16,7 +16,9 @@ VoxelXY = Annotated[
 Channel = Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="Only this channel, by name or index.")]
 Time = Annotated[int | None, typer.Option(metavar="INDEX", help="Only this time point, from 0.")]
 Position = Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="Only this position, by name or index.")]
-Stacks = Annotated[list[Path], typer.Argument(metavar="STACK", help="TIFF, OME-TIFF, or a Micro-Manager, NDTiff or OME-Zarr folder.")]
+Stacks = Annotated[
+    list[Path], typer.Argument(metavar="STACK", help="TIFF, or a folder of Micro-Manager, NDTiff, OME-Zarr.")
+]
 Denoise = Annotated[
     Literal["auto", "off", "dct"] | None,
     typer.Option(help="Denoise first: auto only where a stack is noisy. By default auto, or as the bundle says."),

@@ -86,6 +86,9 @@ def grid_of(entries: Iterable[IndexEntry], summary: dict[str, Any]) -> Grid:
         There is an axis along which a stack has no name for it, or more planes than any acquisition has.
     """
     images = {tuple(sorted(entry.axes.items())): entry for entry in entries}
+    if len(kinds := {tuple(axis for axis, _ in image) for image in images}) > 1:
+        words = " and ".join(sorted(shown("-".join(axes) or "no axis") for axes in kinds))
+        raise InputError(f"its images have different axes ({words}); damaged, or two data sets in one")
     values: dict[str, dict[int | str, None]] = {}
     for entry in images.values():
         for axis, value in entry.axes.items():

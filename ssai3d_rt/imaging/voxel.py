@@ -76,7 +76,9 @@ def length_um(value: object, unit: str | None) -> float | None:
     >>> length_um("94.1", "nm"), length_um(0, "µm"), length_um(1.0, "pixel")
     (0.0941, None, None)
     """
-    factor = UM_PER_UNIT.get((unit or "").strip().lower().replace("\\u00b5", "µ"))
+    if not isinstance(unit, str):  # damaged metadata may hold anything
+        return None
+    factor = UM_PER_UNIT.get(unit.strip().lower().replace("\\u00b5", "µ"))
     if factor is None or isinstance(value, bool):
         return None
     try:

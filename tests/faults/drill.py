@@ -41,6 +41,8 @@ _PACKAGES = {
     "zarr": ("zarr",),
     "pymmcore": ("pymmcore_plus",),
     "ome-writers": ("ome_writers",),
+    "bundle": ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors"),
+    "tensorrt-rtx": ("tensorrt_rtx",),
     "status": ("starlette", "uvicorn", "prometheus_client"),
 }
 _COMMANDS = ("strace", "gcc", "chattr", "systemd-analyze", "unshare")

@@ -147,7 +147,7 @@ def _damage(runner: Any, bundle: Bundle, share: float) -> None:
     runner._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
 
 
-@drill(row=38, title="a real network loses its weights", bar=9, quick_s=30, full_s=90, needs=("linux",))
+@drill(row=38, title="a real network loses its weights", bar=9, quick_s=30, full_s=90, needs=("linux", "bundle"))
 def weights_go_bad(lab: Lab) -> Outcome:
     """While a stack is restored, bits of the loaded weights are flipped, from one in a hundred bytes to all of them."""
     recipe = recipe_of(tiny_bundle())
@@ -181,7 +181,7 @@ def _data(path: Path) -> Any:
     return read_stack(path).data
 
 
-@drill(row=39, title="the CPU in place of a graphics card", quick_s=30, full_s=30, needs=("linux",))
+@drill(row=39, title="the CPU in place of a graphics card", quick_s=30, full_s=30, needs=("linux", "bundle"))
 def only_where_allowed(lab: Lab) -> Outcome:
     """The child finds a graphics card that no installed package can use; `backend` is ``auto``, then ``cpu``."""
     sources = blob_stacks(lab, 2)
@@ -199,7 +199,9 @@ def only_where_allowed(lab: Lab) -> Outcome:
     return Outcome(not complaints, {"status": status}, "; ".join(complaints) or f"refused; with `cpu`: {named[0]}")
 
 
-@drill(row=40, title="an engine in the cache is damaged", quick_s=45, full_s=60, needs=("linux",))
+@drill(
+    row=40, title="an engine in the cache is damaged", quick_s=45, full_s=60, needs=("linux", "bundle", "tensorrt-rtx")
+)
 def engine_damage(lab: Lab) -> Outcome:
     """A byte of a built engine is changed, a hundred times; it is cut, emptied, another's, without a note."""
     from ssai3d_rt.export.engine import BatchRange, engine_from_bundle, load_engine
@@ -240,7 +242,7 @@ def engine_damage(lab: Lab) -> Outcome:
     return Outcome(not complaints, figures, "; ".join(complaints[:4]) or "100 of 100 refused before use, built again")
 
 
-@drill(row=41, title="driver and library do not match", quick_s=30, full_s=40, needs=("linux", "gcc"))
+@drill(row=41, title="driver and library do not match", quick_s=30, full_s=40, needs=("linux", "gcc", "bundle"))
 def broken_driver(lab: Lab) -> Outcome:
     """The driver's library answers that it does not match; then a restorer cannot open for a while."""
     complaints = []

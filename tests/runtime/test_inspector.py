@@ -59,6 +59,12 @@ def test_a_source_that_takes_too_long_is_looked_at_again(inspector: Inspector, t
     os.kill(inspector._worker.process_id, signal.SIGSTOP)
     late = inspector.judge(good)
     assert (late.state, late.reason) == (Judgement.GROWING, "looking at it: it took longer than 0.5 s")
+    assert inspector.judge(good) is late, "others must not wait for it again at once"
+    assert inspector.judge(stack_file(tmp_path / "b.ome.tif")).state is Judgement.COMPLETE
+    until, wait_s, _ = inspector._late[good]
+    assert until - time.monotonic() > 5
+    assert wait_s == 12.0
+    inspector._late[good] = (0.0, wait_s, late)
     assert inspector.judge(good).state is Judgement.COMPLETE
 
 

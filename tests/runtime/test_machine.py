@@ -14,8 +14,6 @@ from tests.runtime.machine import Machine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOST = "a file that is not there for a moment, while its folder is away, is forgotten until the next start"
-
 
 @pytest.mark.skipif(sys.platform == "win32", reason="open files cannot be renamed on Windows")
 def test_nothing_is_lost_or_done_twice_or_wrong() -> None:
@@ -58,7 +56,6 @@ def away_when_ready(machine: Machine) -> None:
     machine.unmount(empty=False)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=LOST)
 @pytest.mark.parametrize("what", [away_when_due, away_for_long, away_when_ready])
 def test_a_file_whose_folder_was_away_for_a_moment_is_not_forgotten(what: Callable[[Machine], None]) -> None:
     machine = Machine()
