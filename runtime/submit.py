@@ -92,7 +92,8 @@ def _target(word: Path) -> Path | None:
         text = file.read(_MOST_BYTES)
     try:
         target = json.loads(text)["path"]
-        os.fsencode(target)
+        if b"\0" in os.fsencode(target):
+            return None
         return Path(os.path.realpath(os.path.dirname(target)), os.path.basename(target))
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
         return None

@@ -15,6 +15,7 @@ import pytest
 
 from ssai3d_rt.errors import BackendError, BundleError, ParityError
 from ssai3d_rt.export.engine import RTX_CAPABILITIES
+from ssai3d_rt.export.gpu import driver_fault
 from ssai3d_rt.export.parity import Limits
 from ssai3d_rt.runtime import cuda
 from ssai3d_rt.runtime.backends import BACKENDS, open_runner, ov, registry, self_test, why_not
@@ -311,3 +312,22 @@ def test_a_gpu_backend_gives_the_references_numbers(tiny_bundle: Bundle, private
         for count in (1, 5, 40):
             assert runner.run(np.resize(tiles, (count, 1, 64, 64))).shape == (count, 1, 64, 64)
         runner.close()
+
+
+def test_a_driver_that_does_not_answer_is_not_taken_for_none(
+    tiny_bundle: Bundle, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Driver:
+        code = 803
+
+        def cuInit(self, _flags: int) -> int:  # noqa: N802
+            return self.code
+
+    driver = Driver()
+    monkeypatch.setattr("ssai3d_rt.export.gpu._driver", lambda: driver)
+    with pytest.raises(BackendError, match=r"the NVIDIA driver does not answer \(its parts do not match.*restart"):
+        open_runner(tiny_bundle)
+    driver.code = 100  # no GPU
+    assert driver_fault() is None
+    driver.code = 999
+    assert "CUDA error 999" in str(driver_fault())

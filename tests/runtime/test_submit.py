@@ -105,3 +105,36 @@ def test_a_word_that_cannot_be_left_is_said(tmp_path: Path) -> None:
     (tmp_path / STATE_FOLDER).touch()
     with pytest.raises(StorageError, match="cannot leave word about"):
         submit(path, tmp_path)
+
+
+NONSENSE = {
+    "no JSON": b"{",
+    "no path": b"{}",
+    "a number": b'{"path": 3}',
+    "a nul": b'{"path": "/a\\u0000b"}',
+    "half a character": b'{"path": "/\\ud800"}',
+    "deep": b"[" * 60_000,
+}
+
+
+@pytest.mark.parametrize("text", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_in_the_inbox_is_passed_over(rig: Rig, text: bytes) -> None:
+    path = stack_file(rig.incoming / "a.ome.tif")
+    inbox = submit(path, rig.out).parent
+    (inbox / "0.json").write_bytes(text)
+    assert pending(rig.out)[0] == (inbox / "0.json", None)
+    with rig.running():
+        rig.wait_for(a=State.DONE)
+        rig.wait(lambda: list(inbox.iterdir()) == [])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_word_in_the_inbox_is_left_alone(rig: Rig, tmp_path: Path) -> None:
+    path = stack_file(rig.incoming / "a.ome.tif")
+    inbox = submit(path, rig.out).parent
+    (inbox / "0.json").mkdir()
+    os.mkfifo(inbox / "1.json")
+    (inbox / "2.json").symlink_to(tmp_path / "elsewhere.json")
+    with rig.running():
+        rig.wait_for(a=State.DONE)
+    assert sorted(word.name for word in inbox.iterdir()) == ["0.json", "1.json", "2.json"]

@@ -378,3 +378,16 @@ def test_settings_refuse_unknown_keys_and_wrong_values() -> None:
         WatchSettings.of({"quite_s": 1})
     with pytest.raises(ConfigError, match="attempts"):
         WatchSettings.of({"attempts": 0})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
+def test_results_are_written_through_no_link(rig: Rig, tmp_path: Path) -> None:
+    for folder in (rig.incoming / "day", rig.out, tmp_path / "elsewhere"):
+        folder.mkdir()
+    (rig.out / "day").symlink_to(tmp_path / "elsewhere")
+    stack_file(rig.incoming / "day" / "a.ome.tif")
+    stack_file(rig.incoming / "b.ome.tif", 1)
+    with rig.running():
+        rig.wait_for(a=FAILED, b=DONE)
+    assert "leads elsewhere (a link)" in rig.reason("a.ome.tif")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
