@@ -44,6 +44,7 @@ from ssai3d_rt.runtime.messages import (
     Judge,
     Judged,
     Kind,
+    Look,
     Message,
     NotReady,
     Pace,
@@ -58,6 +59,7 @@ from ssai3d_rt.runtime.messages import (
     send,
 )
 from ssai3d_rt.runtime.publish import discard, seal
+from ssai3d_rt.runtime.scanner import looked
 
 if TYPE_CHECKING:
     from ssai3d_rt.progress import Progress
@@ -167,6 +169,8 @@ def _answer(restorer: Restorer | None, command: Command, pace: _Pacer, outbound:
             pace.rest(alive, outbound)
 
     try:
+        if isinstance(command, Look):
+            return looked(command.path, command.root)
         if isinstance(command, Judge):
             return Judged(completeness(command.path))
         if isinstance(command, Examine):

@@ -70,25 +70,38 @@ class Hints:
         self._observers: dict[Path, tuple[BaseObserver, tuple[int, int]] | None] = dict.fromkeys(roots)
         self._handler = _Handler()
         self._complained: set[Path] = set()
+        self._stopped = self._short = self._said_short = False
 
-    def supervise(self) -> None:
-        """Start what is not running (again); cheap where all is well."""
-        if self._settings.observer == "off":
+    def supervise(self, root: Path) -> None:
+        """Start the observer of a folder (again) where it is not running; cheap where it is.
+
+        Each folder from a thread of its own: one that does not answer holds no other up.
+        """
+        if self._settings.observer == "off" or self._stopped:
             return
-        for root, running in self._observers.items():
-            place = _place(root)
-            if running is not None:
-                observer, began = running
-                alive = observer.is_alive() and all(emitter.is_alive() for emitter in observer.emitters)
-                if alive and observer.emitters and place == began:
-                    continue
-                logger.warning(
-                    "the observer of %s %s; it is started again", shown(root), "lost it" if alive else "died"
-                )
-                _stop(observer)
-                self._observers[root] = None
-            if place is not None:
-                self._start(root, place)
+        running, place = self._observers[root], _place(root)
+        if running is not None:
+            observer, began = running
+            alive = observer.is_alive() and all(emitter.is_alive() for emitter in observer.emitters)
+            if alive and observer.emitters and place == began:
+                return
+            logger.warning("the observer of %s %s; it is started again", shown(root), "lost it" if alive else "died")
+            _stop(observer)
+            self._observers[root] = None
+        if place is not None:
+            self._start(root, place)
+
+    def note_shortage(self, folders: int) -> None:
+        """Say, once, where the system watches fewer folders than there are."""
+        watched = _watches()
+        short = self._settings.observer != "off" and watched is not None and watched < folders
+        if short and self._short and not self._said_short:
+            logger.warning(
+                "the system watches %d of %d folders (fs.inotify.max_user_watches); the others are scanned every %g s",
+                *(watched, folders, self._settings.scan_s),
+            )
+            self._said_short = True
+        self._short = short
 
     def take(self) -> tuple[dict[Path, bool], bool]:
         """Return the paths noted since the last call (True: its writer closed it), and whether to scan at once."""
@@ -96,6 +109,7 @@ class Hints:
 
     def stop(self) -> None:
         """End all observers."""
+        self._stopped = True
         for root, running in self._observers.items():
             if running is not None:
                 _stop(running[0])
@@ -117,6 +131,8 @@ class Hints:
             return
         self._complained.discard(root)
         self._observers[root] = (observer, place)
+        if self._stopped:
+            _stop(observer)
 
 
 class _Handler(FileSystemEventHandler):
@@ -170,6 +186,19 @@ def file_system_type(folder: Path, mounts: str = "/proc/self/mounts") -> str:
         if len(mount.parts) >= best and target.is_relative_to(mount):
             best, kind = len(mount.parts), parts[2]
     return kind
+
+
+def _watches() -> int | None:
+    """Folders that this process has the system watch; None where the system does not tell, or polls."""
+    found = None
+    for descriptor in Path("/proc/self/fd").glob("*"):
+        try:
+            if os.readlink(descriptor) == "anon_inode:inotify":
+                lines = (Path("/proc/self/fdinfo") / descriptor.name).read_text(encoding="ascii").splitlines()
+                found = (found or 0) + sum(line.startswith("inotify ") for line in lines)
+        except OSError:  # noqa: PERF203
+            continue  # closed meanwhile
+    return found
 
 
 def _place(root: Path) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.runtime.complete import Completeness, Judgement
-from ssai3d_rt.runtime.messages import Ended, Failed, Judge, Judged
+from ssai3d_rt.runtime.messages import Ended, Failed, Judge, Judged, Look, Looked
 from ssai3d_rt.runtime.worker import Worker
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class Inspector:
         if late:
             self._late[path] = (time.monotonic() + wait_s, 2 * wait_s, found)
         return found
+
+    def look(self, path: Path, root: Path) -> Looked | None:
+        """Look at a path below a watched folder; None where that folder does not answer."""
+        answer = self._worker.ask(Look(path, root), self._judge_s)
+        return answer if isinstance(answer, Looked) else None
 
     def close(self) -> None:
         """End the process."""

@@ -12,6 +12,7 @@ nothing taken for deleted.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import os
@@ -23,7 +24,7 @@ from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.runtime.complete import Judgement
 from ssai3d_rt.runtime.ledger import Fault, State
 from ssai3d_rt.runtime.publish import discard
-from ssai3d_rt.runtime.scan import MARKER, Found, candidate, is_data_set, owner_of, scan
+from ssai3d_rt.runtime.scan import MARKER, Found, is_data_set, scan
 from ssai3d_rt.runtime.scanner import Scanned, Scanner
 from ssai3d_rt.runtime.submit import pending
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ssai3d_rt.runtime.hints import Hints
     from ssai3d_rt.runtime.inspector import Inspector
     from ssai3d_rt.runtime.ledger import Entry
+    from ssai3d_rt.runtime.messages import Looked
     from ssai3d_rt.runtime.roots import Roots
     from ssai3d_rt.runtime.settings import WatchSettings
     from ssai3d_rt.runtime.source import Identity
@@ -62,6 +64,10 @@ class _Look:
     submitted: bool = False
 
 
+class AwayError(Exception):
+    """A watched folder does not answer, or is not the one that it was."""
+
+
 class Intake:
     """Takes files into the book.
 
@@ -74,10 +80,13 @@ class Intake:
     def __init__(self, book: Book, roots: Roots, hints: Hints, inspector: Inspector, settings: WatchSettings) -> None:
         self._book, self._roots, self._hints, self._settings = book, roots, hints, settings
         self._inspector = inspector
-        self._scanner = Scanner(roots.folders)
+        self._scanner = Scanner(roots.folders, hints.supervise)
+        self._places: dict[Path, str] = {}
         self._last: dict[Path, dict[Path, Identity]] = {}
         self._markers: dict[Path, str] = {}
         self._looks: dict[Path, _Look] = {}
+        self._stirred: dict[Path, bool] = {}
+        self._folders: dict[Path, int] = {}
         self._due: list[tuple[float, Path]] = []
         self._next_scan = self._next_inbox = 0.0
         self._written_at = -float("inf")
@@ -91,14 +100,13 @@ class Intake:
         """Do all that is due."""
         paths, scan_now = self._hints.take()
         if scan_now or now >= self._next_scan:
-            self._hints.supervise()
             self._scanner.start()
             self._next_scan = now + self._settings.scan_s
         for scanned in self._scanner.take():
             self._take_scan(scanned, now)
         self._note_slow_folders()
-        for path, closed in paths.items():
-            self._hint(path, closed, now)
+        self._stirred |= paths
+        self._take_hints(now)
         if now >= self._next_inbox:
             self._take_submissions(now)
             self._next_inbox = now + _INBOX_S
@@ -154,12 +162,47 @@ class Intake:
 
     def wait_again(self, entry: Entry, reason: str) -> None:
         """Send a row back to waiting: it turned out not to be complete, or changed while it was read."""
-        found = candidate(entry.path)
+        try:
+            found = self.identity(entry.path)
+        except AwayError:
+            if entry.state is State.RUNNING:
+                self._book.move(entry, State.READY, attempts=entry.attempts - 1, reason=reason)
+            return
         if found is None:
             self._lose(entry, reason)
             return
         self._book.move(entry, State.WAITING, identity=found, reason=reason)
         self._wait(entry.path, time.monotonic())
+
+    def identity(self, path: Path) -> Identity | None:
+        """Return what a source is now, None where it is gone from its watched folder.
+
+        Raises
+        ------
+        AwayError
+            That folder does not answer, or is not the one that it was: nothing can be said.
+        """
+        looked = self._look_at(path)
+        if looked.identity is None and looked.place != self._places.get(self._root(path)):
+            self._next_scan = 0.0
+            raise AwayError
+        return looked.identity
+
+    def _look_at(self, path: Path) -> Looked:
+        root = self._root(path)
+        if self.problems[root]:
+            raise AwayError
+        looked = self._inspector.look(path, root)
+        if looked is None:
+            self._problem(root, "does not answer")
+            raise AwayError
+        return looked
+
+    def _root(self, path: Path) -> Path:
+        root = self._roots.root_of(path)
+        if root is None:
+            raise AwayError
+        return root
 
     def _lose(self, entry: Entry, reason: str) -> None:
         """Note that a file is not there; a scan that finds it again takes it for a new one."""
@@ -172,21 +215,29 @@ class Intake:
         self._looks[path] = _Look(now)
         heapq.heappush(self._due, (now + self._settings.quiet_s, path))
 
+    def _take_hints(self, now: float) -> None:
+        if not self._stirred:
+            return
+        until = time.monotonic() + _JUDGING_S
+        with self._book.ledger.batch():
+            while self._stirred and time.monotonic() < until:
+                path = next(iter(self._stirred))
+                with contextlib.suppress(AwayError):
+                    self._hint(path, self._stirred.pop(path), now)
+
     def _hint(self, path: Path, closed: bool, now: float) -> None:
-        root = self._roots.root_of(path)
-        if root is None or self.problems[root]:
-            return
-        if (owner := owner_of(path, root)) != path:
-            # Something in a data set, which may have thousands of files: the next scan comes sooner.
-            soon = now + max(_STIRRED_S, _STIRRED_SCANS * self.scan_took_s.get(root, 0.0))
-            self._next_scan = min(self._next_scan, soon)
-            if owner not in self._looks:
-                self.look(owner, candidate(owner), now)
-            return
         if path.name.lower().endswith(MARKER):
             self._next_scan = now
             return
-        self.look(path, candidate(path), now)
+        looked = self._look_at(path)
+        if looked.owner != path:
+            # Something in a data set, which may have thousands of files: the next scan comes sooner.
+            took_s = self.scan_took_s.get(self._root(path), 0.0)
+            self._next_scan = min(self._next_scan, now + max(_STIRRED_S, _STIRRED_SCANS * took_s))
+            if looked.owner not in self._looks:
+                self.look(looked.owner, looked.identity, now)
+            return
+        self.look(path, looked.identity, now)
         look = self._looks.get(path)
         if look is not None:
             look.closed = closed
@@ -204,6 +255,10 @@ class Intake:
             self._problem(root, "is empty, and another folder than before (is its disk or share not mounted?)")
             return
         self._problem(root, "")
+        if not replaced:
+            self._places[root] = scanned.place
+        self._folders[root] = found.folders
+        self._hints.note_shortage(sum(self._folders.values()))
         last = self._last.get(root)
         if last is None:
             settled = self._book.unchanged(found.files)
@@ -272,7 +327,8 @@ class Intake:
             if path is not None and self._roots.root_of(path) is not None:
                 files = list(scan(path).files) if path.is_dir() and not is_data_set(path) else [path]
             for file in files:
-                self.look(file, candidate(file), now)
+                with contextlib.suppress(AwayError):
+                    self.look(file, self.identity(file), now)
                 if (entry := self._book.row(file)) is not None:
                     self._submitted(entry, now)
             if not files:
@@ -293,7 +349,11 @@ class Intake:
         if entry.state not in _PENDING and entry.fault is not Fault.INCOMPLETE:
             del self._looks[path]
             return
-        found = candidate(path)
+        try:
+            found = self.identity(path)
+        except AwayError:
+            heapq.heappush(self._due, (now + self._settings.scan_s, path))
+            return
         if found is None:
             self._lose(entry, "the file is gone")
             return

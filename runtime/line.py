@@ -19,6 +19,7 @@ from ssai3d_rt.errors import BackendError, StorageError
 from ssai3d_rt.imaging.openfile import shown
 from ssai3d_rt.runtime.complete import Judgement
 from ssai3d_rt.runtime.database import LedgerError
+from ssai3d_rt.runtime.intake import AwayError
 from ssai3d_rt.runtime.ledger import Fault, State
 from ssai3d_rt.runtime.messages import (
     Ended,
@@ -36,7 +37,7 @@ from ssai3d_rt.runtime.messages import (
 from ssai3d_rt.runtime.publish import make_folder, place, remove_stale, require_space
 from ssai3d_rt.runtime.recovery import take_back
 from ssai3d_rt.runtime.results import Results
-from ssai3d_rt.runtime.scan import candidate, files_of
+from ssai3d_rt.runtime.scan import files_of
 from ssai3d_rt.runtime.worker import Worker
 
 if TYPE_CHECKING:
@@ -153,7 +154,11 @@ class Line:
             if self._not_before.get(path, 0.0) > now or not self._intake.answers(path):
                 continue
             entry = self._book[path]
-            if candidate(path) != entry.identity:
+            try:
+                found = self._intake.identity(path)
+            except AwayError:
+                continue
+            if found != entry.identity:
                 self._intake.wait_again(entry, "it changed")
                 continue
             judged = self._inspector.judge(path)
@@ -201,7 +206,11 @@ class Line:
         entry = self._book[work.path]
         if entry.state is not State.READY:
             return
-        if candidate(work.path) != entry.identity:
+        try:
+            found = self._intake.identity(work.path)
+        except AwayError:
+            return
+        if found != entry.identity:
             self._intake.wait_again(entry, "it changed")
             return
         try:
@@ -237,7 +246,14 @@ class Line:
 
     def _restored(self, work: _Work, made: Restored, now: float) -> None:
         entry = self._book[work.path]
-        found = candidate(work.path)
+        try:
+            found = self._intake.identity(work.path)
+        except AwayError:  # whether it changed, nobody can say: the stack is done again
+            self._work = None
+            remove_stale(work.folder, below=False)
+            words = "its folder went away while it was read"
+            self._book.move(entry, State.READY, attempts=entry.attempts - 1, reason=words)
+            return
         if found is not None and found != entry.identity:
             self._work = None
             remove_stale(work.folder, below=False)

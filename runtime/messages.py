@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ssai3d_rt.errors import Ssai3dError
     from ssai3d_rt.progress import Progress
     from ssai3d_rt.runtime.complete import Completeness
+    from ssai3d_rt.runtime.source import Identity
 
 _LENGTH = struct.Struct("<Q")
 
@@ -126,6 +127,14 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Command: say what a path below a watched folder is now."""
+
+    path: Path
+    root: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Judge:
     """Command: say whether a source is complete."""
 
@@ -158,7 +167,7 @@ class Pace:
     share: float
 
 
-Command = Judge | Examine | Restore
+Command = Look | Judge | Examine | Restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +192,18 @@ class Progressed:
     label: str
     done: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Message: what the path belongs to (itself, or a data set), the identity of that, None where it is not there.
+
+    `place` tells which folder, on which disk, has the name of the watched one; empty where none has.
+    """
+
+    owner: Path
+    identity: Identity | None
+    place: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +243,7 @@ class Ended:
     reason: str = field(default="the process ended")
 
 
-Message = Ready | NotReady | Progressed | Judged | Examined | Restored | Failed | Ended
+Message = Ready | NotReady | Progressed | Looked | Judged | Examined | Restored | Failed | Ended
 
 
 def send(stream: IO[bytes], message: object) -> None:

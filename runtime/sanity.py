@@ -10,7 +10,7 @@ blocks are compared. A stack in which such blocks differ by no more than its noi
 >>> require_likeness(raw, np.repeat(raw, 4, axis=0))
 >>> require_likeness(raw, np.zeros((45, 64, 64), "float32"))
 Traceback (most recent call last):
-ssai3d_rt.errors.DeviceError: the restored stack has nothing in common with the raw one ...
+ssai3d_rt.errors.DeviceError: the restored stack is constant, the raw one is not; the device computes nonsense
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ class Found:
     markers: dict[Path, str] = field(default_factory=dict)
     """By the path that is finished; the value changes when the marker is left anew."""
     whole: bool = True
+    folders: int = 0
+    """Folders that were looked through, data sets left out."""
 
 
 def scan(root: Path) -> Found:
@@ -52,6 +54,7 @@ def scan(root: Path) -> Found:
         try:
             with os.scandir(folder) as scanned:
                 entries = list(scanned)
+            found.folders += 1
             if folder != root and kind_of(folder.name, (entry.name for entry in entries)) is not None:
                 found.files[folder] = folder_identity(folder)
                 continue

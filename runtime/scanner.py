@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from ssai3d_rt.runtime.scan import Found, scan
+from ssai3d_rt.runtime.messages import Looked
+from ssai3d_rt.runtime.scan import Found, candidate, owner_of, scan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 _JOIN_S = 2.0
@@ -51,9 +52,12 @@ class Scanner:
     ----------
     roots
         The watched folders.
+    before
+        Called with a folder before each scan of it, in its thread.
     """
 
-    def __init__(self, roots: Iterable[Path]) -> None:
+    def __init__(self, roots: Iterable[Path], before: Callable[[Path], object]) -> None:
+        self._before = before
         self._begun: dict[Path, tuple[threading.Thread, float] | None] = dict.fromkeys(roots)
         self._finished: SimpleQueue[Scanned] = SimpleQueue()
 
@@ -91,12 +95,27 @@ class Scanner:
 
     def _run(self, root: Path) -> None:
         began = time.monotonic()
+        place = place_of(root)
         try:
-            status = os.stat(root)
+            self._before(root)
             found = scan(root) if root.is_dir() else None
         except OSError:
-            self._finished.put(Scanned(root, None, ""))
-            return
+            found = None
         if found is not None and not found.whole and not found.files:
             found = None
-        self._finished.put(Scanned(root, found, f"{status.st_dev}:{status.st_ino}", time.monotonic() - began))
+        self._finished.put(Scanned(root, found, place, time.monotonic() - began))
+
+
+def place_of(folder: Path) -> str:
+    """Say which folder, on which disk, has this name; empty where none has."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return ""
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def looked(path: Path, root: Path) -> Looked:
+    """Look at one path below a watched folder; where that does not answer, this does not, either."""
+    owner = owner_of(path, root)
+    return Looked(owner, candidate(owner), place_of(root))

@@ -233,8 +233,8 @@ class _Daemon:
         finally:
             line.close()
             inspector.close()
-            hints.stop()
             intake.close()
+            hints.stop()
 
     def _hear(self, event: WatchEvent) -> None:
         self.bulletin.hear(event)

@@ -45,8 +45,9 @@ _GAPS = 500
 _ENOUGH_GAPS = 50
 _HANG_FACTOR, _HANG_LEAST_S = 10.0, 30.0
 """At work on tiles, a silence of so many times the 99th percentile of those before is a hang."""
-_END_S = 10.0
+_END_S = 2.0
 _FIRST_SHRUNK = 8
+_ASK_START_S = 60.0
 
 
 class Worker:
@@ -112,7 +113,7 @@ class Worker:
 
         Starts the process first where there is none. For commands that take no time on sources in order.
         """
-        deadline = time.monotonic() + self._settings.start_s
+        deadline = time.monotonic() + min(self._settings.start_s, _ASK_START_S)
         self._start_at = 0.0
         while not self.idle:
             for message in self.poll():

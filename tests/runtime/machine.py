@@ -37,6 +37,7 @@ from ssai3d_rt.runtime.line import Line
 from ssai3d_rt.runtime.publish import STATE_FOLDER, hash_of
 from ssai3d_rt.runtime.recovery import Patrol, is_there, recover
 from ssai3d_rt.runtime.roots import Roots
+from ssai3d_rt.runtime.scanner import looked
 from ssai3d_rt.runtime.settings import WatchSettings
 from ssai3d_rt.runtime.status import ledger_of
 from ssai3d_rt.runtime.submit import submit
@@ -151,10 +152,10 @@ class Machine(RuleBasedStateMachine):
         self.book = Book(self.ledger, self._listen)
         self.last = {entry.path: entry.state for entry in self.ledger.entries()}
         roots = Roots([self.incoming], self.out)
-        inspector = SimpleNamespace(judge=completeness)
+        inspector = SimpleNamespace(judge=completeness, look=looked)
         more: Any = (self.book, roots, self.events, inspector, SETTINGS)
         self.intake = Intake(*more)
-        self.intake._scanner = Inline(roots.folders)
+        self.intake._scanner = Inline(roots.folders, self.events.supervise)
         self.line = Line(self.book, roots, self.intake, inspector, SETTINGS, recipe, silent)  # type: ignore[arg-type]
         self.line.examiner = Here(None, self.lags)  # type: ignore[assignment]
         self.line.worker = self.worker = Here(recipe.open(), self.lags)  # type: ignore[assignment]

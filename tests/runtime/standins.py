@@ -117,8 +117,11 @@ class Events:
         self.paths: dict[Path, bool] = {}
         self.scan = False
 
-    def supervise(self) -> None:
+    def supervise(self, root: Path) -> None:
         """Nothing runs."""
+
+    def note_shortage(self, folders: int) -> None:
+        """Nothing is short."""
 
     def take(self) -> tuple[dict[Path, bool], bool]:
         """Hand out what was noted."""

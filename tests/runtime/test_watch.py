@@ -264,13 +264,13 @@ def test_a_folder_that_vanishes_and_comes_back_loses_nothing(rig: Rig, caplog: p
 def test_a_dead_observer_is_started_again(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     hints = Hints([rig.incoming], QUICK)
     try:
-        hints.supervise()
+        hints.supervise(rig.incoming)
         observer, _ = hints._observers[rig.incoming] or (None, None)
         assert observer is not None
         for emitter in observer.emitters:
             emitter.stop()
             emitter.join()
-        hints.supervise()
+        hints.supervise(rig.incoming)
         (rig.incoming / "a.tif").touch()
         rig.wait(lambda: rig.incoming / "a.tif" in hints.take()[0])
     finally:
