@@ -13,14 +13,13 @@ nothing taken for deleted.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import logging
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ssai3d_rt.imaging.openfile import shown
+from ssai3d_rt.runtime.agenda import Agenda
 from ssai3d_rt.runtime.complete import Judgement
 from ssai3d_rt.runtime.ledger import Fault, State
 from ssai3d_rt.runtime.publish import discard
@@ -55,15 +54,6 @@ _FORGOTTEN_AT_ONCE = 10_000
 _WAITED_FOR = (*_PENDING, State.READY, State.FAILED, State.SKIPPED)
 
 
-@dataclass(slots=True)
-class _Look:
-    """What is known of a file that is waited for, beside its row."""
-
-    changed_at: float
-    closed: bool = False
-    submitted: bool = False
-
-
 class AwayError(Exception):
     """A watched folder does not answer, or is not the one that it was."""
 
@@ -84,10 +74,9 @@ class Intake:
         self._places: dict[Path, str] = {}
         self._last: dict[Path, dict[Path, Identity]] = {}
         self._markers: dict[Path, str] = {}
-        self._looks: dict[Path, _Look] = {}
+        self._agenda = Agenda()
         self._stirred: dict[Path, bool] = {}
         self._folders: dict[Path, int] = {}
-        self._due: list[tuple[float, Path]] = []
         self._next_scan = self._next_inbox = 0.0
         self._written_at = -float("inf")
         self.problems: dict[Path, str] = dict.fromkeys(roots.folders, "")
@@ -110,8 +99,7 @@ class Intake:
         if now >= self._next_inbox:
             self._take_submissions(now)
             self._next_inbox = now + _INBOX_S
-        if self._due and self._due[0][0] <= now:
-            self._judge_due(now)
+        self._judge_due(now)
 
     def acquiring(self, now: float) -> bool:
         """Whether something was written to a watched folder a moment ago."""
@@ -129,13 +117,11 @@ class Intake:
     def _judge_due(self, now: float) -> None:
         until = time.monotonic() + _JUDGING_S
         with self._book.ledger.batch():
-            while self._due and self._due[0][0] <= now and time.monotonic() < until:
-                _, path = heapq.heappop(self._due)
-                if path in self._looks:
-                    if self.answers(path):
-                        self._judge(path, now)
-                    else:
-                        heapq.heappush(self._due, (now + self._settings.scan_s, path))
+            while time.monotonic() < until and (path := self._agenda.due(now)) is not None:
+                if self.answers(path):
+                    self._judge(path, now)
+                else:
+                    self._agenda.schedule(path, now + self._settings.scan_s)
 
     def look(self, path: Path, found: Identity | None, now: float) -> None:
         """Look at one file as it is now (`found`: see `scan.candidate`)."""
@@ -157,7 +143,7 @@ class Intake:
                 reason = "it is back" if entry.state is State.GONE else "it changed"
                 self._book.move(entry, State.WAITING, identity=found, attempts=0, reason=reason)
             self._wait(path, now)
-        elif path not in self._looks and (entry.state in _PENDING or entry.fault is Fault.INCOMPLETE):
+        elif path not in self._agenda and (entry.state in _PENDING or entry.fault is Fault.INCOMPLETE):
             self._wait(path, now)
 
     def wait_again(self, entry: Entry, reason: str) -> None:
@@ -206,14 +192,14 @@ class Intake:
 
     def _lose(self, entry: Entry, reason: str) -> None:
         """Note that a file is not there; a scan that finds it again takes it for a new one."""
-        self._looks.pop(entry.path, None)
+        self._agenda.drop(entry.path)
         for files in self._last.values():
             files.pop(entry.path, None)
         self._book.move(entry, State.GONE, reason=reason)
 
     def _wait(self, path: Path, now: float) -> None:
-        self._looks[path] = _Look(now)
-        heapq.heappush(self._due, (now + self._settings.quiet_s, path))
+        self._agenda.begin(path, now)
+        self._agenda.schedule(path, now + self._settings.quiet_s)
 
     def _take_hints(self, now: float) -> None:
         if not self._stirred:
@@ -234,15 +220,15 @@ class Intake:
             # Something in a data set, which may have thousands of files: the next scan comes sooner.
             took_s = self.scan_took_s.get(self._root(path), 0.0)
             self._next_scan = min(self._next_scan, now + max(_STIRRED_S, _STIRRED_SCANS * took_s))
-            if looked.owner not in self._looks:
+            if looked.owner not in self._agenda:
                 self.look(looked.owner, looked.identity, now)
             return
         self.look(path, looked.identity, now)
-        look = self._looks.get(path)
+        look = self._agenda.get(path)
         if look is not None:
             look.closed = closed
             if closed:
-                heapq.heappush(self._due, (now, path))
+                self._agenda.schedule(path, now)
 
     def _take_scan(self, scanned: Scanned, now: float) -> None:
         root, found = scanned.root, scanned.found
@@ -339,20 +325,20 @@ class Intake:
         if entry.state in (State.FAILED, State.SKIPPED):
             entry = self._book.move(entry, State.WAITING, attempts=0, reason="it was submitted again")
             self._wait(entry.path, now)
-        look = self._looks.get(entry.path)
+        look = self._agenda.get(entry.path)
         if look is not None:
             look.submitted = True
-            heapq.heappush(self._due, (now, entry.path))
+            self._agenda.schedule(entry.path, now)
 
     def _judge(self, path: Path, now: float) -> None:
-        look, entry = self._looks[path], self._book[path]
-        if entry.state not in _PENDING and entry.fault is not Fault.INCOMPLETE:
-            del self._looks[path]
+        look, entry = self._agenda.get(path), self._book[path]
+        if look is None or (entry.state not in _PENDING and entry.fault is not Fault.INCOMPLETE):
+            self._agenda.drop(path)
             return
         try:
             found = self.identity(path)
         except AwayError:
-            heapq.heappush(self._due, (now + self._settings.scan_s, path))
+            self._agenda.schedule(path, now + self._settings.scan_s)
             return
         if found is None:
             self._lose(entry, "the file is gone")
@@ -363,7 +349,7 @@ class Intake:
         unchanged_s = now - look.changed_at
         quiet = unchanged_s >= self._settings.quiet_s
         if not (quiet or look.closed or look.submitted):
-            heapq.heappush(self._due, (look.changed_at + self._settings.quiet_s, path))
+            self._agenda.schedule(path, look.changed_at + self._settings.quiet_s)
             return
         judged = self._inspector.judge(path)
         if judged.state is Judgement.COMPLETE and (quiet or look.submitted or judged.declared):
@@ -375,7 +361,7 @@ class Intake:
         elif judged.state is Judgement.GROWING and quiet:
             self._still_growing(entry, judged.reason, unchanged_s, now)
         else:
-            heapq.heappush(self._due, (look.changed_at + self._settings.quiet_s, path))
+            self._agenda.schedule(path, look.changed_at + self._settings.quiet_s)
 
     def _still_growing(self, entry: Entry, reason: str, unchanged_s: float, now: float) -> None:
         patience_s = self._settings.incomplete_after_s
@@ -383,13 +369,13 @@ class Intake:
             if entry.fault is not Fault.INCOMPLETE:
                 words = f"incomplete: {reason}; nothing new for {patience_s:g} s"
                 self._book.move(entry, State.FAILED, fault=Fault.INCOMPLETE, reason=words)
-            heapq.heappush(self._due, (now + patience_s, entry.path))  # another file of its set may come
+            self._agenda.schedule(entry.path, now + patience_s)  # another file of its set may come
             return
         if entry.state is not State.WAITING or entry.reason != reason:
             self._book.move(entry, State.WAITING, reason=reason)
         wait_s = min(patience_s - unchanged_s, max(self._settings.quiet_s, self._settings.scan_s))
-        heapq.heappush(self._due, (now + max(wait_s, 0.05), entry.path))
+        self._agenda.schedule(entry.path, now + max(wait_s, 0.05))
 
     def _settle(self, entry: Entry, state: State, *, fault: Fault = Fault.NONE, reason: str = "") -> None:
-        del self._looks[entry.path]
+        self._agenda.drop(entry.path)
         self._book.move(entry, state, fault=fault, reason=reason)
