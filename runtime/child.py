@@ -123,6 +123,8 @@ def step_back(nice: int, *, idle_disk: bool) -> None:
             process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if nice else psutil.NORMAL_PRIORITY_CLASS)
         else:
             os.nice(nice)
+            if nice and sys.platform == "linux":  # at once out of the way of whoever wakes up
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with contextlib.suppress(OSError, psutil.Error, AttributeError):
         if idle_disk and sys.platform == "linux":
             process.ionice(psutil.IOPRIO_CLASS_IDLE)

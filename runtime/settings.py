@@ -52,8 +52,8 @@ class WatchSettings(Settings):
     threads
         Threads of the restoring process; absent: the backend decides.
     nice, idle_disk
-        How far the processes step back for others: processor time (0 to 19, Linux; on Windows anything above 0 is below
-        normal), and whether they use the disk only while nobody else does.
+        How far the processes step back for others: processor time (0 to 19; on Linux anything above 0 also lets whoever
+        wakes up go first, on Windows it is below normal), and whether they use the disk only while nobody else does.
     while_acquiring
         What to do while a watched folder is written to: ``full`` speed, ``slow`` (the device works half of the time) or
         ``pause`` (it waits until nothing was written for `acquiring_s`).

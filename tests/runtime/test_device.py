@@ -168,6 +168,7 @@ def test_it_steps_back_for_others(tmp_path: Path) -> None:
         if psutil.LINUX:
             assert process.ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
             assert process.nice() == psutil.Process().nice() + 5
+            assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
         elif psutil.WINDOWS:
             assert process.nice() == psutil.BELOW_NORMAL_PRIORITY_CLASS
     finally:
