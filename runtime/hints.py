@@ -97,7 +97,8 @@ class Hints:
         short = self._settings.observer != "off" and watched is not None and watched < folders
         if short and self._short and not self._said_short:
             logger.warning(
-                "the system watches %d of %d folders (fs.inotify.max_user_watches); the others are scanned every %g s",
+                "watch limit: the system tells of %d of %d folders only (fs.inotify.max_user_watches); the others are "
+                "scanned every %g s",
                 *(watched, folders, self._settings.scan_s),
             )
             self._said_short = True

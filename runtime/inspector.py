@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LOOK_S = 2.0
 _LATE_WAITS = 12.0
 """So many times the time that was allowed passes before a source that took too long is looked at again."""
 
@@ -61,7 +62,7 @@ class Inspector:
 
     def look(self, path: Path, root: Path) -> Looked | None:
         """Look at a path below a watched folder; None where that folder does not answer."""
-        answer = self._worker.ask(Look(path, root), self._judge_s)
+        answer = self._worker.ask(Look(path, root), min(self._judge_s, _LOOK_S))
         return answer if isinstance(answer, Looked) else None
 
     def close(self) -> None:

@@ -256,7 +256,8 @@ class Intake:
                 self.look(path, found.files[path], now)
             if found.whole and not replaced:
                 self._forget(root, found, last)
-        self._last[root] = found.files
+        if not replaced:
+            self._last[root] = found.files
         news = {path: value for path, value in found.markers.items() if self._markers.get(path) != value}
         self._take_markers(found, found.files if news else changed, now)
         self._markers |= news
@@ -267,7 +268,9 @@ class Intake:
         before = ledger.noted(key)
         if before == scanned.place:
             return False
-        known = not before or not ledger.knows_below(scanned.root) or any(map(self._book.row, found.files))
+        last = self._last.get(scanned.root)
+        same = any(map(self._book.row, found.files)) if last is None else any(path in last for path in found.files)
+        known = not before or same or not ledger.knows_below(scanned.root)
         if known:
             ledger.note(key, scanned.place)
         return not known

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_HUNG_S = 3.0
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Canary:
@@ -123,12 +125,28 @@ class Line:
             self._hear_examiner(message, now)
         for message in self.worker.poll():
             self._hear(message, now)
+        self._give_up_what_hangs()
         if not take_new or now < self._paused_until:
             return
         if self._examined is None and self._next is None and self.examiner.idle:
             self._examine_next(now)
         if self._work is None and self._next is not None and self.worker.idle:
             self._restore_next(now)
+
+    def _give_up_what_hangs(self) -> None:
+        """Take a process away from a source whose folder does not answer: others wait for it."""
+        work = self._examined
+        if work is not None and self.examiner.silent_s > _HUNG_S and not self._intake.answers(work.path):
+            self._examined = None
+            self.examiner.restart(failed=False)
+        work = self._work
+        if work is not None and self.worker.silent_s > _HUNG_S and not self._intake.answers(work.path):
+            self._work = None
+            self.worker.restart(failed=False)
+            remove_stale(work.folder, below=False)
+            entry = self._book[work.path]
+            words = "its folder does not answer"
+            self._book.move(entry, State.READY, attempts=max(0, entry.attempts - 1), reason=words)
 
     def pace(self, share: float) -> None:
         """Have the device at work for this share of the time."""

@@ -45,7 +45,7 @@ _GAPS = 500
 _ENOUGH_GAPS = 50
 _HANG_FACTOR, _HANG_LEAST_S = 10.0, 30.0
 """At work on tiles, a silence of so many times the 99th percentile of those before is a hang."""
-_END_S = 2.0
+_END_S = 0.5
 _FIRST_SHRUNK = 8
 _ASK_START_S = 60.0
 
@@ -98,6 +98,11 @@ class Worker:
     def most_tiles(self) -> int | None:
         """Tiles at once that the next process may run; None as many as it likes."""
         return self._most_tiles
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since it was last heard while at work; 0 where it is not."""
+        return time.monotonic() - self._heard_at if self._busy else 0.0
 
     def order(self, command: Command) -> None:
         """Give a command; only while `idle`."""
@@ -199,7 +204,8 @@ class Worker:
                     self._process.stdin.close()
             if self._reader is not None:
                 self._reader.join(_END_S)
-            if self._process.stdout is not None:
+            # What waits for a share that does not answer cannot be ended; the reader is left behind with its pipe.
+            if self._process.stdout is not None and (self._reader is None or not self._reader.is_alive()):
                 self._process.stdout.close()
         self._process, self._reader = None, None
         self._ready = self._busy = False

@@ -79,10 +79,15 @@ def choose(drills: Mapping[str, Drill], only: Sequence[str], *, quick: bool) -> 
     picked = [
         drill
         for drill in drills.values()
-        if (not only or any(fnmatch(drill.name, name) or drill.module == name for name in only))
+        if (not only or any(_is_meant(drill, name, drills) for name in only))
         and (not quick or drill.quick_s is not None)
     ]
     return sorted(picked, key=lambda drill: (drill.rows, drill.name))
+
+
+def _is_meant(drill: Drill, name: str, drills: Mapping[str, Drill]) -> bool:
+    """Whether a name means this drill; where a drill and its module have one name, it is the drill's."""
+    return fnmatch(drill.name, name) or (drill.module == name and name not in drills)
 
 
 def run_all(drills: Sequence[Drill], *, quick: bool, jobs: int) -> list[Record]:

@@ -105,7 +105,7 @@ def root_renamed(lab: Lab) -> Outcome:
 @drill(row=22, title="a share hangs", quick_s=30, full_s=150, needs=("linux", "root", "mount"))
 def share_hangs(lab: Lab) -> Outcome:
     """One of two roots is served through FUSE by a process that is stopped, idle and at work; then it goes on."""
-    complaints, figures, hold_s = list[str](), dict[str, Any](), 8.0 if lab.quick else 40.0
+    complaints, figures, hold_s = list[str](), dict[str, Any](), 16.0 if lab.quick else 40.0
     real, at, token = lab.folder / "real", lab.folder / "share", lab.folder / "token"
     token.write_text("a-token-of-this-drill")
     token.chmod(0o600)
