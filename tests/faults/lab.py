@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 _POLL_S = 0.02
 _LEFT_OVER = re.compile(r"\.ssai3d-.*|.*\.partial|.*\.tmp")
-_UUID = re.compile(rb"urn:uuid:[0-9a-fA-F-]{36}")
 
 
 class Daemon:
@@ -398,11 +397,6 @@ def _complaints(entry: Entry) -> list[str]:
     except (OSError, Ssai3dError) as error:
         return [f"{result.path.name}: {error}"]
     return [] if right else [f"{result.path.name} is not the restoration of {entry.path.name}"]
-
-
-def fingerprint(result: Path) -> str:
-    """SHA-256 of a result without its UUID, which OME-TIFF writers draw anew for each file."""
-    return hashlib.sha256(_UUID.sub(b"urn:uuid:", result.read_bytes())).hexdigest()
 
 
 def built(source: str, folder: Path) -> Path:
