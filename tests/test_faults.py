@@ -13,9 +13,8 @@ import pytest
 from tests.faults import __main__ as suite
 from tests.faults import drill as framework
 from tests.faults.drill import REGISTRY, ROWS, Drill, Outcome, Record, drill, load, missing, perform
-from tests.faults.lab import Lab, fingerprint, percentile
+from tests.faults.lab import Lab, percentile
 from tests.faults.table import BEGIN, END, Setting, line, updated
-from tests.runtime.daemon import stack_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,11 +186,6 @@ def test_a_lab_notices_what_is_wrong(tmp_path: Path) -> None:
     assert "left over: .ssai3d-00000000.tmp" in complaints
     assert "nobody's result: foreign.ome.tif" in complaints
     assert f"{other.name} is not what the ledger says" in complaints
-
-
-def test_two_files_of_the_same_stack_have_one_fingerprint(tmp_path: Path) -> None:
-    one, same, other = (stack_file(tmp_path / f"{name}.ome.tif", seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
-    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
 
 
 def test_percentiles() -> None:
