@@ -60,6 +60,11 @@ class Here:
         self.process_id: int | None = None
 
     @property
+    def silent_s(self) -> float:
+        """It never hangs."""
+        return 0.0
+
+    @property
     def idle(self) -> bool:
         """Whether a command can be given."""
         return self._answer is None
