@@ -32,10 +32,10 @@ _NEVER: dict[str, Any] = {"scan_s": 3600.0}
 """Scans that never come: the control, which must miss what events miss."""
 
 
-@drill(row=18, title="inotify's queue overflows", bar=5, quick_s=35, full_s=150, needs=("linux", "inotify-sysctl"))
+@drill(row=18, title="inotify's queue overflows", bar=5, full_s=150, needs=("linux", "inotify-sysctl"))
 def queue_overflows(lab: Lab) -> Outcome:
     """fs.inotify.max_queued_events=128, then a burst of files, some of them stacks; once more without any scan."""
-    number, stacks = (1_500, 15) if lab.quick else (5_000, 100)
+    number, stacks = 5_000, 100
     with _sysctl("max_queued_events", 128):
         blind = Lab(lab.folder / "without-scans", quick=lab.quick)
         with blind.daemon(**_NEVER) as daemon:
