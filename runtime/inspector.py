@@ -54,7 +54,7 @@ class Inspector:
             return answer.found
         reason = answer.reason if isinstance(answer, Ended | Failed) else str(answer)
         logger.warning("%s: looking at it: %s", shown(path), reason)
-        late = isinstance(answer, Ended) and "longer" in reason
+        late = isinstance(answer, Ended) and answer.late
         found = Completeness(Judgement.GROWING if late else Judgement.BROKEN, f"looking at it: {reason}")
         if late:
             self._late[path] = (time.monotonic() + wait_s, 2 * wait_s, found)

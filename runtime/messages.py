@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -238,9 +238,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Message (made by the parent's side): the process is no more."""
+    """Message (made by the parent's side): the process is no more; `late`, because an answer took too long."""
 
-    reason: str = field(default="the process ended")
+    reason: str = "the process ended"
+    late: bool = False
 
 
 Message = Ready | NotReady | Progressed | Looked | Judged | Examined | Restored | Failed | Ended

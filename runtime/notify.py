@@ -86,10 +86,6 @@ class Notifier:
         """Say that the daemon ends now."""
         return self._send("STOPPING=1", *_status(status))
 
-    def more_time(self, seconds: float) -> bool:
-        """Ask for more time to start or to stop: so many seconds from now."""
-        return self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
-
     def beat(self, now_s: float) -> bool:
         """Say that the loop is alive; call it every turn: a message leaves only when a third of the interval passed.
 

@@ -95,11 +95,6 @@ class Worker:
         return self._failures
 
     @property
-    def most_tiles(self) -> int | None:
-        """Tiles at once that the next process may run; None as many as it likes."""
-        return self._most_tiles
-
-    @property
     def silent_s(self) -> float:
         """Seconds since it was last heard while at work; 0 where it is not."""
         return time.monotonic() - self._heard_at if self._busy else 0.0
@@ -134,7 +129,7 @@ class Worker:
                 message = self._heard.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
                 self.restart(failed=True)
-                return Ended(f"it took longer than {timeout_s:g} s")
+                return Ended(f"it took longer than {timeout_s:g} s", late=True)
             if isinstance(message, Ended):
                 self.restart(failed=True)
                 return message

@@ -56,7 +56,6 @@ class Here:
         self._answer: tuple[int, Message] | None = None
         self.crash = False
         self.restarts = self.failures = 0
-        self.most_tiles: int | None = None
         self.process_id: int | None = None
 
     @property
