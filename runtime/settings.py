@@ -62,7 +62,8 @@ class WatchSettings(Settings):
     judge_s
         Deciding whether a file is complete may take so long; it is done in a process of its own.
     examine_bytes
-        Memory that reading a source may take, in a process of its own; absent: half of the machine's.
+        Memory that reading a source may take, in a process of its own (not enforced on Windows); absent: half of the
+        machine's.
     reserve_bytes
         Room on the results' disk that is never used.
     backend
